@@ -1,1 +1,30 @@
-//! placeholder
+//! virtio-net: frames between the virtqueues of a guest's NIC and the links it is plugged into.
+//!
+//! ```text
+//!  worker    one thread per queue pair: its event loop, and the handle by which the NIC's owner commands it
+//!  tx        one batch out of the guest: chains -> header checked -> checksum -> links
+//!  rx        one batch into the guest: link -> chains -> header
+//!  header    struct virtio_net_hdr as bytes
+//!  features  what is offered to the guest, and what a driver's choice means for the queues
+//!  lend      guest memory as buffers that a link hands to the kernel
+//!  counters  what happened to frames
+//! ```
+//!
+//! TX leaves the guest, RX enters it. The crate knows rings and links, and nothing of how either was set up.
+
+#![deny(unsafe_code)]
+#![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]
+
+pub mod counters;
+pub mod features;
+mod header;
+mod lend;
+mod queue;
+mod rx;
+mod tx;
+pub mod worker;
+
+pub use counters::Counters;
+pub use queue::Start;
+pub use worker::{LinkLost, Side, Worker};

@@ -1,0 +1,90 @@
+//! What happened to frames, counted per queue pair.
+//!
+//! Each worker is the only writer of its counters, so an update is a plain load and store that other threads may read at
+//! any time.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// One number that only grows.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds; to be called by the owning worker alone.
+    pub fn add(&self, count: u64) {
+        if count > 0 {
+            self.0.store(self.get().wrapping_add(count), Ordering::Relaxed);
+        }
+    }
+
+    /// The present value.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
+        /// All counters of one queue pair. Frames are counted once, however many links they go to.
+        #[derive(Debug, Default)]
+        pub struct Counters {
+            $($(#[$doc])* pub $name: Counter,)*
+        }
+
+        impl Counters {
+            /// Name and value of each, in a fixed order.
+            pub fn list(&self) -> Vec<(&'static str, u64)> {
+                vec![$((stringify!($name), self.$name.get()),)*]
+            }
+        }
+    };
+}
+
+counters! {
+    /// Frames that left the guest for at least one link.
+    tx_frames,
+    /// Their bytes.
+    tx_bytes,
+    /// Frames that entered the guest.
+    rx_frames,
+    /// Their bytes.
+    rx_bytes,
+    /// Dropped: header of the wrong size, or asking for what was not negotiated.
+    tx_bad_header,
+    /// Dropped: shorter than an Ethernet header.
+    tx_runt,
+    /// Dropped: the queue is disabled.
+    tx_disabled,
+    /// Dropped: no link is up.
+    tx_no_link,
+    /// Dropped by a link, counted once per link: too long for it.
+    tx_refused,
+    /// Dropped on one of several links because it was full, counted once per link.
+    tx_link_full,
+    /// Dropped: shorter than an Ethernet header.
+    rx_runt,
+    /// Dropped: longer than the guest's buffer, or than any frame can be.
+    rx_too_long,
+    /// Dropped: the guest had too few buffers for a long frame.
+    rx_no_buffer,
+    /// Buffers given back because they do not even hold the header.
+    rx_small_buffer,
+    /// Chains that broke the rules of the ring, given back empty.
+    bad_chains,
+    /// Rings that broke beyond repair until their driver resets them.
+    broken_rings,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn list_names_every_counter() {
+        let counters = Counters::default();
+        counters.tx_frames.add(2);
+        counters.tx_frames.add(3);
+        assert_eq!(counters.list()[0], ("tx_frames", 5));
+        assert_eq!(counters.list().len(), 16);
+    }
+}

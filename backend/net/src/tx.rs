@@ -1,0 +1,219 @@
+//! One batch out of the guest.
+//!
+//! # Theory of operation
+//! Up to [`BATCH`] chains are taken, their headers copied and checked, and each frame becomes a list of pieces: what lies
+//! in guest memory is lent as it is; where the driver left the checksum to us, the bytes up to the checksum are copied,
+//! the checksum is completed there, and only the rest is lent. Then each link gets the whole batch in one call, and all
+//! chains are published together.
+//!
+//! With a single link, a link that is full stops the queue: what it did not take goes back to the ring, in order, and the
+//! guest waits. With several, a full link must not stop the others, so it loses the frames.
+
+use std::sync::Arc;
+
+use offload::csum::Sum;
+use vdeplug::{Link, LinkError, TxBuf};
+use vring::buf::read_chain;
+
+use crate::counters::Counters;
+use crate::header::{self, Partial};
+use crate::lend;
+use crate::queue::Queue;
+
+/// Chains per batch. Past 8 a larger batch gains nothing in the kernel, whose cost is per frame; it does save calls to
+/// the guest and looks at the ring.
+pub const BATCH: usize = 32;
+/// Room for the copied head of a frame whose checksum we complete: Ethernet, VLAN tags, IPv6 with extension headers, TCP.
+const HEAD: usize = 256;
+const ETHERNET_HEADER: usize = 14;
+
+/// Buffers of the TX side that are kept from batch to batch.
+pub struct Scratch {
+    heads: Vec<[u8; HEAD]>,
+    pieces: Vec<TxBuf<'static>>,
+}
+
+impl Scratch {
+    pub fn new() -> Self {
+        Self { heads: vec![[0; HEAD]; BATCH], pieces: Vec::new() }
+    }
+}
+
+/// What a batch did.
+pub struct Round {
+    /// Chains used up; 0: there was nothing to do, or nothing could be done.
+    pub used: usize,
+    /// The only link is full: its index.
+    pub blocked: Option<usize>,
+    /// Links found dead.
+    pub lost: Vec<(usize, LinkError)>,
+}
+
+/// A frame to be sent: which chain, and what is copied of it.
+#[derive(Clone, Copy)]
+struct Frame {
+    chain: usize,
+    /// Bytes at its front that come from `Scratch::heads` instead of guest memory.
+    head: usize,
+    len: usize,
+}
+
+/// Sends one batch. `links` are those that are up, with their indices.
+pub fn round(
+    queue: &mut Queue,
+    links: &[(usize, Arc<dyn Link>)],
+    scratch: &mut Scratch,
+    counters: &Counters,
+    name: &str,
+) -> Round {
+    let mut round = Round { used: 0, blocked: None, lost: Vec::new() };
+    let available = queue.fill(BATCH, counters, name);
+    let mut frames = [Frame { chain: 0, head: 0, len: 0 }; BATCH];
+    let mut count = 0;
+    if queue.enabled {
+        for (chain, head) in (0..available).zip(&mut scratch.heads) {
+            if let (Some(frame), Some(slot)) = (check(queue, chain, head, counters), frames.get_mut(count)) {
+                *slot = frame;
+                count += 1;
+            }
+        }
+    } else {
+        counters.tx_disabled.add(available as u64);
+    }
+    let frames = frames.get(..count).unwrap_or_default();
+    let taken = send(queue, frames, links, scratch, counters, &mut round);
+    // Chains behind the last frame taken belong to frames that were dropped; they go back as well.
+    round.used = frames.get(taken).map_or(available, |f| f.chain);
+    for chain in 0..round.used {
+        queue.ring.complete(chain, 0);
+    }
+    queue.publish(round.used);
+    queue.ring.rewind();
+    round
+}
+
+/// Checks a chain's header and prepares the copied part of the frame; `None`: dropped and counted.
+fn check(queue: &Queue, chain: usize, head: &mut [u8; HEAD], counters: &Counters) -> Option<Frame> {
+    let accepted = queue.accepted;
+    let bufs = queue.ring.bufs(chain);
+    let Some(len) = queue.ring.chain_len(chain).checked_sub(accepted.header_len) else {
+        counters.tx_bad_header.add(1);
+        return None;
+    };
+    if len < ETHERNET_HEADER {
+        counters.tx_runt.add(1);
+        return None;
+    }
+    let mut bytes = [0; header::MAX_LEN];
+    read_chain(bufs, 0, bytes.get_mut(..accepted.header_len)?);
+    let copied = match header::parse_tx(&bytes, accepted) {
+        Some(None) => Some(0),
+        Some(Some(partial)) => complete(queue, chain, partial, len, head),
+        None => None,
+    };
+    if copied.is_none() {
+        counters.tx_bad_header.add(1);
+    }
+    Some(Frame { chain, head: copied?, len })
+}
+
+/// Copies the frame up to its checksum into `head`, completes the checksum there and returns how much was copied.
+fn complete(
+    queue: &Queue,
+    chain: usize,
+    partial: Partial,
+    len: usize,
+    head: &mut [u8; HEAD],
+) -> Option<usize> {
+    let end = partial.at + 2;
+    if end > len {
+        return None;
+    }
+    let bufs = queue.ring.bufs(chain);
+    let header_len = queue.accepted.header_len;
+    let head = head.get_mut(..end)?;
+    read_chain(bufs, header_len, head);
+    let mut sum = Sum::default();
+    sum.add(head.get(partial.start..)?);
+    // The rest is summed through a small copy: guest memory is not read through references, and a copy that stays
+    // in the first-level cache costs next to nothing beside the sum.
+    let (mut piece, mut offset) = ([0u8; 2048], end);
+    while offset < len {
+        let room = piece.get_mut(..(len - offset).min(2048))?;
+        let got = read_chain(bufs, header_len + offset, room);
+        sum.add(room.get(..got)?);
+        offset += got.max(1);
+    }
+    head.get_mut(partial.at..)?.copy_from_slice(&sum.finish());
+    Some(end)
+}
+
+/// Offers the frames to every link and returns how many, from the front, are done with.
+fn send(
+    queue: &Queue,
+    frames: &[Frame],
+    links: &[(usize, Arc<dyn Link>)],
+    scratch: &mut Scratch,
+    counters: &Counters,
+    round: &mut Round,
+) -> usize {
+    if frames.is_empty() {
+        return 0;
+    }
+    if links.is_empty() {
+        counters.tx_no_link.add(frames.len() as u64);
+        return frames.len();
+    }
+    let mut pieces = recycle(std::mem::take(&mut scratch.pieces));
+    let mut ends = [0; BATCH];
+    for (frame, end) in frames.iter().zip(&mut ends) {
+        if let Some(head) = scratch.heads.get(frame.chain).and_then(|h| h.get(..frame.head))
+            && !head.is_empty()
+        {
+            pieces.push(TxBuf::new(head));
+        }
+        lend::tx(queue.ring.bufs(frame.chain), queue.accepted.header_len + frame.head, &mut pieces);
+        *end = pieces.len();
+    }
+    let mut batch: [&[TxBuf<'_>]; BATCH] = [&[]; BATCH];
+    let mut start = 0;
+    for (slot, end) in batch.iter_mut().zip(ends).take(frames.len()) {
+        *slot = pieces.get(start..end).unwrap_or_default();
+        start = end;
+    }
+    let batch = batch.get(..frames.len()).unwrap_or_default();
+    let mut done = 0;
+    for (index, link) in links {
+        match link.send(batch) {
+            Ok(sent) => {
+                counters.tx_refused.add(sent.dropped as u64);
+                if sent.taken < batch.len() && links.len() == 1 {
+                    round.blocked = Some(*index);
+                    done = sent.taken;
+                } else {
+                    counters.tx_link_full.add((batch.len() - sent.taken) as u64);
+                    done = batch.len();
+                }
+            }
+            Err(error) => {
+                round.lost.push((*index, error));
+                done = batch.len();
+            }
+        }
+    }
+    if round.lost.len() == links.len() {
+        counters.tx_no_link.add(batch.len() as u64);
+    } else {
+        let passed = frames.get(..done).unwrap_or_default();
+        counters.tx_frames.add(passed.len() as u64);
+        counters.tx_bytes.add(passed.iter().map(|f| f.len as u64).sum());
+    }
+    scratch.pieces = recycle(pieces);
+    done
+}
+
+/// An empty vector that reuses the allocation of another (the collect happens in place).
+fn recycle<'a>(mut pieces: Vec<TxBuf<'_>>) -> Vec<TxBuf<'a>> {
+    pieces.clear();
+    pieces.into_iter().map(|_| TxBuf::EMPTY).collect()
+}

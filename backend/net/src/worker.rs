@@ -1,0 +1,485 @@
+//! One thread per queue pair.
+//!
+//! # Theory of operation
+//! The thread sleeps in epoll until something happens: a command, a kick, a frame on a link. Then it works in rounds, one
+//! batch out and one batch in, until a whole round moves nothing; only then does it ask the driver for kicks again, looks
+//! once more, and sleeps. While it works, nobody needs to wake it, so nobody is asked to.
+//!
+//! Kicks and links are registered edge-triggered, so that a descriptor that stays readable (a guest without buffers, a
+//! peer that hung up, an odd kick descriptor) wakes the thread once and not for ever. What an edge said is kept in
+//! `readable`, `starved` and `blocked` until work takes it back. A link's writability is only watched while it is full.
+//!
+//! The owner's commands come through a channel and an eventfd. [`Worker::stop`] waits for the answer: when it returns, the
+//! worker does not touch the ring any more. Links are shared by all workers of a NIC; only the first receives from them.
+//!
+//! A dead link is reported through the `lost` callback and forgotten; the owner brings a new one with
+//! [`Worker::set_link`].
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::thread::JoinHandle;
+
+use rustix::buffer::spare_capacity;
+use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
+use rustix::event::{EventfdFlags, Timespec, eventfd};
+use vdeplug::{Link, LinkError};
+
+use crate::counters::Counters;
+use crate::queue::{Queue, Start};
+use crate::{rx, tx};
+
+/// The two queues of a pair, by the way their frames go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Into the guest.
+    Rx,
+    /// Out of the guest.
+    Tx,
+}
+
+/// Tells the owner, from the worker's thread, that link number so-and-so is dead.
+pub type LinkLost = Box<dyn Fn(usize, &LinkError) + Send>;
+
+enum Command {
+    Start(Side, Box<Start>),
+    Stop(Side, SyncSender<u16>),
+    SetCall(Side, Option<OwnedFd>),
+    Enable(Side, bool),
+    SetLink(usize, Arc<dyn Link>),
+    Exit,
+}
+
+/// Handle of a worker thread. Dropping it ends the thread.
+#[derive(Debug)]
+pub struct Worker {
+    commands: Sender<Command>,
+    wake: Arc<OwnedFd>,
+    counters: Arc<Counters>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Worker {
+    /// Starts the thread of a queue pair. `name` is the thread's and begins its log lines; `receives`: it also reads from
+    /// the links, not only writes to them.
+    pub fn spawn(name: &str, receives: bool, lost: LinkLost) -> std::io::Result<Self> {
+        let (sender, commands) = channel();
+        let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let counters = Arc::new(Counters::default());
+        let state = State::new(name, receives, lost, commands, wake.clone(), counters.clone())?;
+        let builder = std::thread::Builder::new().name(name.into()).stack_size(256 * 1024);
+        let thread = Some(builder.spawn(move || state.run())?);
+        Ok(Self { commands: sender, wake, counters, thread })
+    }
+
+    /// What happened to frames so far.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Runs a ring from now on.
+    pub fn start(&self, side: Side, start: Start) {
+        self.command(Command::Start(side, Box::new(start)));
+    }
+
+    /// Stops a ring and returns its next available index; 0 if it did not run.
+    pub fn stop(&self, side: Side) -> u16 {
+        let (reply, answer) = sync_channel(1);
+        self.command(Command::Stop(side, reply));
+        answer.recv().unwrap_or(0)
+    }
+
+    /// Replaces the call descriptor of a running ring.
+    pub fn set_call(&self, side: Side, call: Option<OwnedFd>) {
+        self.command(Command::SetCall(side, call));
+    }
+
+    /// Enables or disables a running ring.
+    pub fn enable(&self, side: Side, enabled: bool) {
+        self.command(Command::Enable(side, enabled));
+    }
+
+    /// Plugs a link in as number `index`, in place of one that was there.
+    pub fn set_link(&self, index: usize, link: Arc<dyn Link>) {
+        self.command(Command::SetLink(index, link));
+    }
+
+    fn command(&self, command: Command) {
+        // The thread outlives this handle, so the channel is open; a full eventfd is readable already.
+        let _ = self.commands.send(command);
+        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.command(Command::Exit);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// What an epoll event is about, packed into its data word: kind in the upper half, link number in the lower.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    Command,
+    Kick(Side),
+    Data(usize),
+    Control(usize),
+}
+
+impl Source {
+    fn pack(self) -> EventData {
+        let (kind, index) = match self {
+            Self::Command => (0, 0),
+            Self::Kick(Side::Rx) => (1, 0),
+            Self::Kick(Side::Tx) => (2, 0),
+            Self::Data(index) => (3, index),
+            Self::Control(index) => (4, index),
+        };
+        EventData::new_u64(kind << 32 | (index as u64 & 0xffff_ffff))
+    }
+
+    fn unpack(data: EventData) -> Self {
+        let index = usize::try_from(data.u64() & 0xffff_ffff).unwrap_or(usize::MAX);
+        match data.u64() >> 32 {
+            1 => Self::Kick(Side::Rx),
+            2 => Self::Kick(Side::Tx),
+            3 => Self::Data(index),
+            4 => Self::Control(index),
+            _ => Self::Command,
+        }
+    }
+}
+
+/// A link as this worker sees it.
+struct Port {
+    link: Arc<dyn Link>,
+    /// An edge said that frames may wait, and not all were taken yet.
+    readable: bool,
+}
+
+/// Frames moved between two looks at epoll while the thread is busy.
+const FRAMES_PER_POLL: usize = 32;
+const EVENTS: usize = 16;
+
+struct State {
+    name: String,
+    receives: bool,
+    lost: LinkLost,
+    commands: Receiver<Command>,
+    wake: Arc<OwnedFd>,
+    epoll: OwnedFd,
+    events: Vec<Event>,
+    counters: Arc<Counters>,
+    rx: Option<Queue>,
+    tx: Option<Queue>,
+    ports: Vec<Option<Port>>,
+    /// Which link is read first in the next round.
+    turn: usize,
+    /// The guest has no receive buffers; a kick ends it.
+    starved: bool,
+    /// The only link is full; its becoming writable ends it.
+    blocked: Option<usize>,
+    tx_scratch: tx::Scratch,
+    rx_scratch: rx::Scratch,
+    /// Links that are up, for `tx::round`; kept in step with `ports`.
+    up: Vec<(usize, Arc<dyn Link>)>,
+}
+
+impl State {
+    fn new(
+        name: &str,
+        receives: bool,
+        lost: LinkLost,
+        commands: Receiver<Command>,
+        wake: Arc<OwnedFd>,
+        counters: Arc<Counters>,
+    ) -> std::io::Result<Self> {
+        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+        epoll::add(&epoll, &wake, Source::Command.pack(), EventFlags::IN)?;
+        Ok(Self {
+            name: name.into(),
+            receives,
+            lost,
+            commands,
+            wake,
+            epoll,
+            events: Vec::with_capacity(EVENTS),
+            counters,
+            rx: None,
+            tx: None,
+            ports: Vec::new(),
+            turn: 0,
+            starved: false,
+            blocked: None,
+            tx_scratch: tx::Scratch::new(),
+            rx_scratch: rx::Scratch::new(),
+            up: Vec::new(),
+        })
+    }
+
+    fn run(mut self) {
+        let mut moved = 0;
+        let mut busy = false;
+        loop {
+            if !busy || moved >= FRAMES_PER_POLL {
+                moved = 0;
+                if !self.wait(busy) {
+                    return;
+                }
+            }
+            let count = self.tx_round() + self.rx_round();
+            // An idle round counts too, so that a ring that only brings bad chains cannot keep us from epoll.
+            moved += count.max(1);
+            busy = count > 0 || self.slipped_in();
+        }
+    }
+
+    /// Waits for events, or only looks for them, and notes what they say. False: the owner is gone.
+    fn wait(&mut self, only_look: bool) -> bool {
+        let mut events = std::mem::take(&mut self.events);
+        events.clear();
+        let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
+        match epoll::wait(&self.epoll, spare_capacity(&mut events), only_look.then_some(&zero)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => {
+                log::error!("{}: waiting for events failed: {errno}", self.name);
+                return false;
+            }
+        }
+        for event in events.drain(..) {
+            match Source::unpack(event.data) {
+                Source::Command => {
+                    if !self.run_commands() {
+                        return false;
+                    }
+                }
+                Source::Kick(Side::Rx) => {
+                    self.starved = false;
+                    Self::kicked(self.rx.as_mut());
+                }
+                Source::Kick(Side::Tx) => Self::kicked(self.tx.as_mut()),
+                Source::Data(index) => self.data_event(index, event.flags),
+                Source::Control(index) => self.control_event(index),
+            }
+        }
+        self.events = events;
+        true
+    }
+
+    fn kicked(queue: Option<&mut Queue>) {
+        if let Some(queue) = queue {
+            queue.clear_kick();
+            queue.ring.disable_kicks();
+        }
+    }
+
+    fn data_event(&mut self, index: usize, flags: EventFlags) {
+        if flags.intersects(EventFlags::OUT | EventFlags::ERR | EventFlags::HUP)
+            && self.blocked == Some(index)
+        {
+            self.blocked = None;
+            self.watch(index, false);
+        }
+        if let Some(Some(port)) = self.ports.get_mut(index) {
+            port.readable |=
+                self.receives && flags.intersects(EventFlags::IN | EventFlags::ERR | EventFlags::HUP);
+        }
+    }
+
+    fn control_event(&mut self, index: usize) {
+        if let Some(Some(port)) = self.ports.get(index)
+            && let Err(error) = port.link.check_control()
+        {
+            self.lose(index, &error);
+        }
+    }
+
+    /// Carries out all commands. False: the owner is gone.
+    fn run_commands(&mut self) -> bool {
+        let _ = rustix::io::read(&self.wake, &mut [0u8; 8]);
+        while let Ok(command) = self.commands.try_recv() {
+            match command {
+                Command::Start(side, start) => self.start(side, *start),
+                Command::Stop(side, reply) => {
+                    let _ = reply.send(self.stop(side));
+                }
+                Command::SetCall(side, call) => {
+                    if let Some(queue) = self.queue(side) {
+                        queue.call = call;
+                        // What was used under the old descriptor may not have been told.
+                        queue.tell();
+                    }
+                }
+                Command::Enable(side, enabled) => {
+                    if let Some(queue) = self.queue(side) {
+                        queue.enabled = enabled;
+                    }
+                }
+                Command::SetLink(index, link) => self.set_link(index, link),
+                Command::Exit => return false,
+            }
+        }
+        true
+    }
+
+    fn queue(&mut self, side: Side) -> Option<&mut Queue> {
+        match side {
+            Side::Rx => self.rx.as_mut(),
+            Side::Tx => self.tx.as_mut(),
+        }
+    }
+
+    fn start(&mut self, side: Side, start: Start) {
+        self.stop(side);
+        let mut queue = Queue::new(start);
+        queue.ring.disable_kicks();
+        self.add(&queue.kick, Source::Kick(side), EventFlags::IN | EventFlags::ET);
+        match side {
+            Side::Rx => {
+                self.starved = false;
+                self.rx = Some(queue);
+            }
+            Side::Tx => self.tx = Some(queue),
+        }
+    }
+
+    fn stop(&mut self, side: Side) -> u16 {
+        let queue = match side {
+            Side::Rx => self.rx.take(),
+            Side::Tx => self.tx.take(),
+        };
+        queue.map_or(0, |queue| {
+            let _ = epoll::delete(&self.epoll, &queue.kick);
+            queue.ring.next_avail()
+        })
+    }
+
+    fn set_link(&mut self, index: usize, link: Arc<dyn Link>) {
+        self.unplug(index);
+        while self.ports.len() <= index {
+            self.ports.push(None);
+        }
+        if let Some(fd) = link.control_fd().filter(|_| self.receives) {
+            self.add(fd, Source::Control(index), EventFlags::IN | EventFlags::ET);
+        }
+        self.add(link.data_fd(), Source::Data(index), self.interest(false));
+        if let Some(slot) = self.ports.get_mut(index) {
+            *slot = Some(Port { link, readable: self.receives });
+        }
+        self.list_links();
+    }
+
+    /// What is watched on a link's data descriptor.
+    fn interest(&self, writable: bool) -> EventFlags {
+        let mut flags = EventFlags::ET;
+        flags.set(EventFlags::IN, self.receives);
+        flags.set(EventFlags::OUT, writable);
+        flags
+    }
+
+    fn watch(&self, index: usize, writable: bool) {
+        if let Some(Some(port)) = self.ports.get(index) {
+            let data = Source::Data(index).pack();
+            if let Err(errno) = epoll::modify(&self.epoll, port.link.data_fd(), data, self.interest(writable))
+            {
+                log::error!("{}: cannot watch link {index}: {errno}", self.name);
+            }
+        }
+    }
+
+    fn add(&self, fd: impl AsFd, source: Source, flags: EventFlags) {
+        let fd: BorrowedFd<'_> = fd.as_fd();
+        if let Err(errno) = epoll::add(&self.epoll, fd, source.pack(), flags) {
+            log::warn!("{}: cannot watch {source:?}: {errno}", self.name);
+        }
+    }
+
+    fn unplug(&mut self, index: usize) {
+        if let Some(port) = self.ports.get_mut(index).and_then(Option::take) {
+            let _ = epoll::delete(&self.epoll, port.link.data_fd());
+            if let Some(fd) = port.link.control_fd().filter(|_| self.receives) {
+                let _ = epoll::delete(&self.epoll, fd);
+            }
+        }
+        if self.blocked == Some(index) {
+            self.blocked = None;
+        }
+        self.list_links();
+    }
+
+    fn list_links(&mut self) {
+        self.up.clear();
+        let up = self.ports.iter().enumerate().filter_map(|(i, p)| Some((i, p.as_ref()?.link.clone())));
+        self.up.extend(up);
+    }
+
+    fn lose(&mut self, index: usize, error: &LinkError) {
+        self.unplug(index);
+        (self.lost)(index, error);
+    }
+
+    /// One batch out of the guest; returns the number of chains used up.
+    fn tx_round(&mut self) -> usize {
+        let Some(queue) = self.tx.as_mut().filter(|_| self.blocked.is_none()) else { return 0 };
+        let round = tx::round(queue, &self.up, &mut self.tx_scratch, &self.counters, &self.name);
+        if let Some(index) = round.blocked {
+            self.blocked = Some(index);
+            self.watch(index, true);
+        }
+        for (index, error) in &round.lost {
+            self.lose(*index, error);
+        }
+        round.used
+    }
+
+    /// One batch into the guest from each link that has something; returns the number of frames taken.
+    fn rx_round(&mut self) -> usize {
+        let mut received = 0;
+        let count = self.ports.len();
+        for step in 0..count {
+            let Some(queue) = self.rx.as_mut().filter(|q| q.enabled && !self.starved) else { break };
+            let index = (self.turn + step) % count;
+            let Some(Some(port)) = self.ports.get_mut(index) else { continue };
+            if !port.readable {
+                continue;
+            }
+            match rx::round(queue, &*port.link, &mut self.rx_scratch, &self.counters, &self.name) {
+                Ok(round) => {
+                    received += round.received;
+                    self.starved = round.starved;
+                    port.readable = !round.drained;
+                }
+                Err(error) => self.lose(index, &error),
+            }
+        }
+        self.turn = self.turn.wrapping_add(1) % count.max(1);
+        received
+    }
+
+    /// Asks the drivers for kicks before a sleep. True: do not sleep, work slipped in.
+    fn slipped_in(&mut self) -> bool {
+        let mut work = false;
+        if self.starved
+            && let Some(queue) = &mut self.rx
+            && queue.ring.enable_kicks()
+        {
+            queue.ring.disable_kicks();
+            self.starved = false;
+            work = true;
+        }
+        if self.blocked.is_none()
+            && let Some(queue) = &mut self.tx
+            && queue.ring.enable_kicks()
+        {
+            queue.ring.disable_kicks();
+            work = true;
+        }
+        work
+    }
+}
+
+#[cfg(test)]
+mod tests;
