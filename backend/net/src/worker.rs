@@ -171,7 +171,6 @@ struct State {
     commands: Receiver<Command>,
     wake: Arc<OwnedFd>,
     epoll: OwnedFd,
-    events: Vec<Event>,
     counters: Arc<Counters>,
     rx: Option<Queue>,
     tx: Option<Queue>,
@@ -206,7 +205,6 @@ impl State {
             commands,
             wake,
             epoll,
-            events: Vec::with_capacity(EVENTS),
             counters,
             rx: None,
             tx: None,
@@ -221,12 +219,13 @@ impl State {
     }
 
     fn run(mut self) {
+        let mut events = Vec::with_capacity(EVENTS);
         let mut moved = 0;
         let mut busy = false;
         loop {
             if !busy || moved >= FRAMES_PER_POLL {
                 moved = 0;
-                if !self.wait(busy) {
+                if !self.wait(&mut events, busy) {
                     return;
                 }
             }
@@ -238,11 +237,9 @@ impl State {
     }
 
     /// Waits for events, or only looks for them, and notes what they say. False: the owner is gone.
-    fn wait(&mut self, only_look: bool) -> bool {
-        let mut events = std::mem::take(&mut self.events);
-        events.clear();
+    fn wait(&mut self, events: &mut Vec<Event>, only_look: bool) -> bool {
         let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
-        match epoll::wait(&self.epoll, spare_capacity(&mut events), only_look.then_some(&zero)) {
+        match epoll::wait(&self.epoll, spare_capacity(events), only_look.then_some(&zero)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(errno) => {
                 log::error!("{}: waiting for events failed: {errno}", self.name);
@@ -265,7 +262,6 @@ impl State {
                 Source::Control(index) => self.control_event(index),
             }
         }
-        self.events = events;
         true
     }
 
