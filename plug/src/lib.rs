@@ -1,11 +1,33 @@
 //! Client of Virtual Distributed Ethernet (VDE) networks.
+//!
+//! [`open`] turns a locator (`/run/sw[5]`, `vde:///run/sw`, `null://`, a file that holds one, or nothing for
+//! the user's default network) into a [`Link`], through which Ethernet frames are sent and received in
+//! batches. It knows no virtio, starts no threads and has no state beside the links that it opened.
+//!
+//! ```text
+//! text ── resolve ── locator ─┬─ vde ── directory (which socket) ── data_socket ── request ─┐
+//!                             └─ null ──────────────────────────────────────────────────────┴─ dyn Link
+//! ```
+//!
+//! A link lives as long as its `Arc`: the drop of the last one closes its descriptors, by which a switch
+//! frees the port at once.
 
+mod error;
 pub mod link;
+pub mod locator;
+mod null;
+mod resolve;
+mod sys;
+mod vde;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use error::{OpenError, OpenErrorKind};
 pub use link::{Link, LinkError, RxBuf, RxFrame, Sent, TxBuf};
+pub use locator::{Port, VdeLocator};
+
+use resolve::Target;
 
 /// How to open a link, beside its locator. What the locator says in brackets wins over these.
 #[derive(Clone, Debug)]
@@ -14,20 +36,52 @@ pub struct OpenOptions {
     pub description: String,
     /// How long the other side may take to answer.
     pub timeout: Duration,
+    /// Port to plug into.
+    pub port: Port,
+    /// Group, a name or a number, that our end's socket is given to.
+    pub group: Option<String>,
+    /// Mode of our end's socket; 0 means the default (VDE fact 2.6).
+    pub mode: u32,
 }
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        Self { description: "vdeplug".into(), timeout: Duration::from_secs(5) }
+        Self {
+            description: "vdeplug".into(),
+            timeout: Duration::from_secs(5),
+            port: Port::Any,
+            group: None,
+            mode: 0,
+        }
     }
 }
 
-/// Why a link could not be opened. Each sentence names the word that was wrong and what would be right.
-#[derive(Debug, thiserror::Error)]
-#[error("placeholder")]
-pub struct OpenError;
-
 /// Opens a link by its locator; an empty one means the user's default network (VDE facts 3.1, 3.4).
-pub fn open(_locator: &str, _options: &OpenOptions) -> Result<Arc<dyn Link>, OpenError> {
-    Err(OpenError)
+///
+/// Returns within the time-out of the options, whatever the other side does (a user database that asks a
+/// network for names may take longer), and leaves no descriptor and no file behind when it fails.
+///
+/// ```
+/// use vdeplug::{OpenErrorKind, OpenOptions, TxBuf, open};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let link = open("null://", &OpenOptions::default())?;
+/// let frame = [0xff; 60];
+/// let sent = link.send(&[&[TxBuf::new(&frame[..14]), TxBuf::new(&frame[14..])]])?;
+/// assert_eq!((sent.taken, sent.dropped), (1, 0));
+///
+/// let error = open("/nowhere/sw", &OpenOptions::default()).unwrap_err();
+/// assert_eq!(error.kind(), OpenErrorKind::NotFound);
+/// assert_eq!(
+///     error.to_string(),
+///     r#"there is no switch "/nowhere/sw"; start it with: vde_switch -s "/nowhere/sw""#
+/// );
+/// # Ok(())
+/// # }
+/// ```
+pub fn open(locator: &str, options: &OpenOptions) -> Result<Arc<dyn Link>, OpenError> {
+    Ok(match resolve::resolve(locator, std::env::var_os("HOME").as_deref())? {
+        Target::Null => Arc::new(null::NullLink::open()?),
+        Target::Vde(locator) => Arc::new(vde::VdeLink::open(&locator, options)?),
+    })
 }

@@ -10,6 +10,15 @@ use std::io;
 use std::marker::PhantomData;
 use std::os::fd::BorrowedFd;
 
+/// The longest frame that VDE programs exchange: 9216 bytes of payload, header, one VLAN tag (VDE fact 2.7).
+pub const FRAME_MAX: usize = 9216 + 14 + 4;
+
+/// The shortest thing that is a frame: two addresses and a type.
+pub const FRAME_MIN: usize = 14;
+
+/// How many pieces one frame may consist of (the kernel's limit).
+pub const PIECES_MAX: usize = 1024;
+
 /// A piece of a frame to be sent. Layout of `struct iovec`.
 #[repr(transparent)]
 #[derive(Clone, Copy)]
@@ -73,10 +82,11 @@ impl<'a> RxBuf<'a> {
 
 /// One frame's worth of room for [`Link::recv`].
 pub struct RxFrame<'a> {
-    /// Where the frame goes, piece after piece.
+    /// Where the frame goes, piece after piece. Pieces behind the first [`PIECES_MAX`] stay unused.
     pub bufs: &'a [RxBuf<'a>],
     /// Set by [`Link::recv`]: the frame's whole length in bytes. More than the room in `bufs` means that the
-    /// frame was cut; such a frame must not be used.
+    /// frame was cut; such a frame must not be used. Whoever sends chooses it: it may be 0 or less than
+    /// [`FRAME_MIN`], and such a frame is to be dropped.
     pub len: usize,
 }
 
@@ -114,10 +124,13 @@ pub trait Link: fmt::Debug + Send + Sync {
     /// The longest frame, in bytes, that the link carries.
     fn max_frame(&self) -> usize;
 
-    /// Sends frames in order, each given as its pieces.
+    /// Sends frames in order, each given as its pieces, without waiting. One that cannot be sent at all
+    /// (shorter than [`FRAME_MIN`], longer than [`Link::max_frame`], in more than [`PIECES_MAX`] pieces, or in
+    /// memory that is gone) is dropped and counted, and the next one is sent.
     fn send(&self, frames: &[&[TxBuf<'_>]]) -> Result<Sent, LinkError>;
 
-    /// Receives up to `frames.len()` frames in order and returns how many; 0 when none is waiting.
+    /// Receives up to `frames.len()` frames in order, without waiting, and returns how many; 0 when none is
+    /// waiting. A network that died is not seen here but by [`Link::check_control`].
     fn recv(&self, frames: &mut [RxFrame<'_>]) -> Result<usize, LinkError>;
 
     /// To be called when the control descriptor is readable: an error says that the link is dead.

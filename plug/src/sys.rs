@@ -1,0 +1,160 @@
+//! The system calls that rustix does not have: batched sends and receives of datagrams, and the user and
+//! group database.
+//!
+//! Invariants that the SAFETY comments cite:
+//! - A: `TxBuf` and `RxBuf` have the layout of `struct iovec`, and whoever made one promised that the kernel
+//!   may read or write what it points to for its life.
+//! - B: a `msghdr` made by `header` points to a caller's slice of pieces that outlives the call it is for.
+
+use std::ffi::{CStr, CString};
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use crate::link::{PIECES_MAX, RxFrame, TxBuf};
+
+/// Frames per system call. The kernel's cost is per datagram; a larger batch would gain nothing and make the
+/// headers (64 bytes each) fall out of the first-level cache.
+pub(crate) const BATCH: usize = 64;
+
+type Headers = [MaybeUninit<libc::mmsghdr>; BATCH];
+
+/// Sends the frames, at most [`BATCH`], in order, without waiting; returns how many went.
+pub(crate) fn send_batch<'a>(
+    fd: BorrowedFd<'_>,
+    frames: impl Iterator<Item = &'a [TxBuf<'a>]>,
+) -> io::Result<usize> {
+    let mut headers: Headers = [const { MaybeUninit::uninit() }; BATCH];
+    let mut count = 0;
+    for (slot, pieces) in headers.iter_mut().zip(frames) {
+        slot.write(header(pieces.as_ptr().cast::<libc::iovec>(), pieces.len()));
+        count += 1;
+    }
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: the first `count` headers are initialised; A and B hold for each; the kernel only reads the
+    // pieces, and of the headers writes `msg_len` alone.
+    let sent = unsafe { libc::sendmmsg(fd.as_raw_fd(), headers.as_mut_ptr().cast(), count, flags) };
+    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+}
+
+/// Receives into the frames, at most [`BATCH`], without waiting; sets their lengths and returns how many came.
+pub(crate) fn recv_batch(fd: BorrowedFd<'_>, frames: &mut [RxFrame<'_>]) -> io::Result<usize> {
+    let mut headers: Headers = [const { MaybeUninit::uninit() }; BATCH];
+    let mut count = 0;
+    for (slot, frame) in headers.iter_mut().zip(frames.iter()) {
+        slot.write(header(frame.bufs.as_ptr().cast::<libc::iovec>(), frame.bufs.len().min(PIECES_MAX)));
+        count += 1;
+    }
+    // MSG_TRUNC makes the kernel report whole lengths, also of datagrams that did not fit.
+    let flags = libc::MSG_DONTWAIT | libc::MSG_TRUNC;
+    // SAFETY: the first `count` headers are initialised; A and B hold for each, and the pieces are lent for
+    // writing; no time-out is passed; the control and name fields are empty.
+    let got = unsafe {
+        libc::recvmmsg(fd.as_raw_fd(), headers.as_mut_ptr().cast(), count, flags, std::ptr::null_mut())
+    };
+    let got = usize::try_from(got).map_err(|_| io::Error::last_os_error())?;
+    for (slot, frame) in headers.iter().zip(frames.iter_mut()).take(got) {
+        // SAFETY: `got` is at most `count`, the number of initialised headers.
+        let len = unsafe { slot.assume_init_ref() }.msg_len as usize;
+        let unused = frame.bufs.len() > PIECES_MAX;
+        let room: usize = frame.bufs.iter().take(PIECES_MAX).map(|piece| piece.len()).sum();
+        frame.len = if unused && len > room { usize::MAX } else { len };
+    }
+    Ok(got)
+}
+
+/// A header for one datagram. The pointer is to pieces that the kernel does not change (the C type is only
+/// careless about const).
+fn header(pieces: *const libc::iovec, len: usize) -> libc::mmsghdr {
+    // SAFETY: all fields are integers and pointers, for which zero is a value.
+    let mut header: libc::mmsghdr = unsafe { MaybeUninit::zeroed().assume_init() };
+    header.msg_hdr.msg_iov = pieces.cast_mut();
+    header.msg_hdr.msg_iovlen = len as _;
+    header
+}
+
+/// Login name of a user.
+pub(crate) fn user_name(uid: u32) -> Option<String> {
+    look_up(|entry: &mut libc::passwd, buffer, found| {
+        // SAFETY: all pointers are to live memory of the lengths given.
+        unsafe { libc::getpwuid_r(uid, entry, buffer.as_mut_ptr().cast(), buffer.len(), found) }
+    })
+    // SAFETY: an entry that was found holds a name that ends in NUL, in the buffer that lives with it.
+    .map(|(entry, _buffer)| unsafe { CStr::from_ptr(entry.pw_name) }.to_string_lossy().into_owned())
+}
+
+/// Name of a group.
+pub(crate) fn group_name(gid: u32) -> Option<String> {
+    look_up(|entry: &mut libc::group, buffer, found| {
+        // SAFETY: all pointers are to live memory of the lengths given.
+        unsafe { libc::getgrgid_r(gid, entry, buffer.as_mut_ptr().cast(), buffer.len(), found) }
+    })
+    // SAFETY: as in `user_name`.
+    .map(|(entry, _buffer)| unsafe { CStr::from_ptr(entry.gr_name) }.to_string_lossy().into_owned())
+}
+
+/// Number of a group.
+pub(crate) fn group_id(name: &str) -> Option<u32> {
+    let name = CString::new(name).ok()?;
+    look_up(|entry: &mut libc::group, buffer, found| {
+        // SAFETY: all pointers are to live memory of the lengths given, and the name ends in NUL.
+        unsafe { libc::getgrnam_r(name.as_ptr(), entry, buffer.as_mut_ptr().cast(), buffer.len(), found) }
+    })
+    .map(|(entry, _buffer)| entry.gr_gid)
+}
+
+/// Asks one of the re-entrant functions of the user database, with a buffer that grows until it suffices, and
+/// returns the entry with the buffer that it points into.
+fn look_up<T>(mut ask: impl FnMut(&mut T, &mut [u8], *mut *mut T) -> i32) -> Option<(T, Vec<u8>)>
+where
+    T: Entry,
+{
+    let mut buffer = vec![0; 1024];
+    // A group may list thousands of members; a megabyte is where we stop believing it.
+    while buffer.len() <= 1 << 20 {
+        let mut entry = T::empty();
+        let mut found = std::ptr::null_mut();
+        match ask(&mut entry, &mut buffer, &raw mut found) {
+            0 if found.is_null() => return None,
+            0 => return Some((entry, buffer)),
+            libc::ERANGE => buffer.resize(buffer.len() * 4, 0),
+            libc::EINTR => {}
+            _ => return None,
+        }
+    }
+    None
+}
+
+/// An entry of the user database, to be filled in.
+trait Entry {
+    fn empty() -> Self;
+}
+
+impl Entry for libc::passwd {
+    fn empty() -> Self {
+        // SAFETY: all fields are integers and pointers, for which zero is a value.
+        unsafe { MaybeUninit::zeroed().assume_init() }
+    }
+}
+
+impl Entry for libc::group {
+    fn empty() -> Self {
+        // SAFETY: all fields are integers and pointers, for which zero is a value.
+        unsafe { MaybeUninit::zeroed().assume_init() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn user_and_group_database_knows_root() {
+        assert_eq!(user_name(0).as_deref(), Some("root"));
+        assert_eq!(group_name(0).as_deref(), Some("root"));
+        assert_eq!(group_id("root"), Some(0));
+        assert_eq!(group_id("no such group"), None);
+        assert_eq!(group_id("a\0b"), None);
+        assert_eq!(user_name(4_000_000_000), None);
+    }
+}

@@ -1,0 +1,112 @@
+//! The two messages of the handshake, byte by byte (VDE facts 2.3 and 2.4).
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use crate::locator::Port;
+use crate::sys;
+
+const MAGIC: u32 = 0xfeed_face;
+const VERSION: u32 = 3;
+/// Request kinds, the low 8 bits of the type word.
+const NEW_CONNECTION: u32 = 0;
+const MANAGEMENT_PORT: u32 = 1;
+
+const AF_UNIX: u16 = 1;
+/// Room for a path in `sockaddr_un`.
+pub(super) const SUN_PATH_LEN: usize = 108;
+/// Longest description, in bytes.
+const DESCRIPTION_MAX: usize = 127;
+/// Length of the answer: one `sockaddr_un`.
+pub(super) const ANSWER_LEN: usize = 2 + SUN_PATH_LEN;
+
+/// What the switch shows for this plug: the caller's text, who we are, and where a remote user comes from.
+pub(super) fn description(text: &str) -> String {
+    let uid = rustix::process::geteuid().as_raw();
+    let user = sys::user_name(uid).unwrap_or_else(|| uid.to_string());
+    let ssh = std::env::var("SSH_CLIENT").ok();
+    describe(text, &user, std::process::id(), ssh.as_deref())
+}
+
+fn describe(text: &str, user: &str, pid: u32, ssh: Option<&str>) -> String {
+    let mut whole = format!("{text} user={user} pid={pid}");
+    if let Some(address) = ssh.and_then(|ssh| ssh.split_whitespace().next()) {
+        whole.push_str(" SSH=");
+        whole.push_str(address);
+    }
+    // A switch prints this as part of a line.
+    let mut whole = whole.replace(char::is_control, " ");
+    let end = (0..=DESCRIPTION_MAX.min(whole.len())).rfind(|&at| whole.is_char_boundary(at));
+    whole.truncate(end.unwrap_or(0));
+    whole
+}
+
+/// The request, to be sent by one call. The name of the data socket fits by construction of that socket.
+pub(super) fn encode(port: &Port, data_socket: &Path, description: &str) -> Vec<u8> {
+    let kind = match port {
+        Port::Any | Port::Group(_) => NEW_CONNECTION,
+        Port::Number(number) => number << 8 | NEW_CONNECTION,
+        Port::Management => MANAGEMENT_PORT,
+    };
+    let mut request = Vec::with_capacity(14 + SUN_PATH_LEN + description.len());
+    request.extend_from_slice(&MAGIC.to_ne_bytes());
+    request.extend_from_slice(&VERSION.to_ne_bytes());
+    request.extend_from_slice(&kind.to_ne_bytes());
+    request.extend_from_slice(&AF_UNIX.to_ne_bytes());
+    request.extend_from_slice(data_socket.as_os_str().as_bytes());
+    request.resize(14 + SUN_PATH_LEN, 0);
+    request.extend_from_slice(description.as_bytes());
+    request
+}
+
+/// The socket that the answer names, or what is wrong with the answer.
+pub(super) fn decode_answer(answer: &[u8; ANSWER_LEN]) -> Result<PathBuf, &'static str> {
+    let (family, path) = answer.split_at(2);
+    if family != AF_UNIX.to_ne_bytes() {
+        return Err("its answer is not the address of a local socket");
+    }
+    match path.iter().position(|&byte| byte == 0) {
+        Some(0) => Err("its answer names no socket"),
+        Some(end) => Ok(PathBuf::from(OsStr::from_bytes(&path[..end]))),
+        None => Err("the name in its answer has no end"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn describe_cuts_between_characters() {
+        assert_eq!(describe("x", "u", 7, None), "x user=u pid=7");
+        assert_eq!(describe("x", "u", 7, Some("10.1.2.3 5 22")), "x user=u pid=7 SSH=10.1.2.3");
+        assert_eq!(describe("a\nb", "u", 7, Some("")), "a b user=u pid=7");
+        assert_eq!(describe(&"a".repeat(200), "u", 7, None).len(), 127);
+        assert_eq!(describe(&"é".repeat(100), "u", 7, None).len(), 126);
+    }
+
+    #[test]
+    fn decode_answer_refuses_what_is_no_address() {
+        let mut answer = [0; ANSWER_LEN];
+        assert_eq!(decode_answer(&answer), Err("its answer is not the address of a local socket"));
+        answer[..2].copy_from_slice(&AF_UNIX.to_ne_bytes());
+        assert_eq!(decode_answer(&answer), Err("its answer names no socket"));
+        answer[2..].fill(b'x');
+        assert_eq!(decode_answer(&answer), Err("the name in its answer has no end"));
+        answer[109] = 0;
+        assert_eq!(decode_answer(&answer).expect("107 bytes").as_os_str().len(), 107);
+    }
+
+    proptest! {
+        #[test]
+        fn decode_answer_any_bytes_return(answer in prop::collection::vec(any::<u8>(), ANSWER_LEN)) {
+            let answer: [u8; ANSWER_LEN] = answer.try_into().expect("of that length");
+            if let Ok(path) = decode_answer(&answer) {
+                prop_assert!(!path.as_os_str().is_empty() && path.as_os_str().len() < SUN_PATH_LEN);
+            }
+        }
+    }
+}
