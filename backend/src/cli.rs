@@ -1,0 +1,264 @@
+//! The command line, and what it means once it was checked.
+//!
+//! Parsing and checking are apart: [`Cli`] is what was typed (clap's help and the manual page come from it), [`Config`] is
+//! what is going to be served.
+
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{ArgAction, Parser};
+use log::LevelFilter;
+
+use crate::{Failure, Status};
+
+/// Most queue pairs that one NIC can have.
+pub const MAX_QUEUES: u16 = 16;
+
+/// vhost-user back end that plugs the NICs of virtual machines into VDE networks.
+///
+/// A virtual machine monitor connects to the socket and hands over its guest's virtqueues; frames go straight between these
+/// and the links. One process serves any number of NICs.
+#[derive(Debug, Parser)]
+#[command(
+    name = "vhost-user-vde",
+    version,
+    after_help = "Exit status: 0 ended by a signal or the life line, 1 system, 2 command line, 3 network, 4 socket.\n\n\
+    Example: vhost-user-vde --socket-path /tmp/n0.sock --link vde:///tmp/sw[7]\n\
+    and: qemu-system-x86_64 -m 256 -object memory-backend-memfd,id=pc.ram,size=256M -machine memory-backend=pc.ram \
+    -chardev socket,id=c0,path=/tmp/n0.sock,reconnect-ms=1000 -netdev vhost-user,id=n0,chardev=c0 \
+    -device virtio-net-pci,netdev=n0"
+)]
+pub struct Cli {
+    /// Listen on this Unix socket (one NIC; see --nic for more)
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["fd", "nic"], requires = "link")]
+    pub socket_path: Option<PathBuf>,
+
+    /// Serve this inherited Unix socket, listening or connected already
+    #[arg(long, value_name = "N", conflicts_with = "nic", requires = "link")]
+    pub fd: Option<RawFd>,
+
+    /// Network that the NIC is plugged into; several make it a member of each
+    #[arg(long, value_name = "LOCATOR", action = ArgAction::Append, conflicts_with = "nic")]
+    pub link: Vec<String>,
+
+    /// Queue pairs of the NIC
+    #[arg(long, value_name = "N", conflicts_with = "nic")]
+    pub queues: Option<u16>,
+
+    /// A NIC as socket-path=PATH|fd=N,link=LOCATOR[,link=...][,queues=N]; commas inside values are doubled
+    #[arg(long, value_name = "SPEC", action = ArgAction::Append)]
+    pub nic: Vec<String>,
+
+    /// Text that the networks show for our connections
+    #[arg(long, value_name = "TEXT", default_value = "vhost-user-vde")]
+    pub description: String,
+
+    /// What goes to the standard error: off, error, warn, info or debug
+    #[arg(long, value_name = "LEVEL", default_value = "warn")]
+    pub log_level: LevelFilter,
+
+    /// Write READY or ERROR STATUS SENTENCE to this descriptor once it is decided
+    #[arg(long, value_name = "N")]
+    pub ready_fd: Option<RawFd>,
+
+    /// End when the other end of this pipe is closed
+    #[arg(long, value_name = "N")]
+    pub lifeline_fd: Option<RawFd>,
+
+    /// Remove this directory at the end, if it is empty then
+    #[arg(long, value_name = "DIR")]
+    pub private_dir: Option<PathBuf>,
+
+    /// Print what this back end is as JSON, and exit
+    #[arg(long)]
+    pub print_capabilities: bool,
+}
+
+/// Where front ends come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Door {
+    /// We listen there.
+    Path(PathBuf),
+    /// Somebody made the socket for us.
+    Fd(RawFd),
+}
+
+/// One NIC to be served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NicConfig {
+    /// Its vhost-user socket.
+    pub door: Door,
+    /// Its networks, as VDE locators; an empty one is the user's default network.
+    pub links: Vec<String>,
+    /// Its queue pairs.
+    pub queues: u16,
+}
+
+/// All that is going to be served.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// At least one.
+    pub nics: Vec<NicConfig>,
+    /// Text that the networks show for our connections.
+    pub description: String,
+    /// Its closing ends us.
+    pub lifeline: Option<RawFd>,
+    /// Removed at the end.
+    pub private_dir: Option<PathBuf>,
+}
+
+fn usage<T>(sentence: impl Into<String>) -> Result<T, Failure> {
+    Err(Failure { status: Status::Usage, sentence: sentence.into() })
+}
+
+impl TryFrom<Cli> for Config {
+    type Error = Failure;
+
+    fn try_from(cli: Cli) -> Result<Self, Failure> {
+        let door = cli.socket_path.map(Door::Path).or(cli.fd.map(Door::Fd));
+        let mut nics = cli.nic.iter().map(|spec| parse_nic(spec)).collect::<Result<Vec<_>, _>>()?;
+        match door {
+            Some(door) => nics.push(NicConfig { door, links: cli.link, queues: cli.queues.unwrap_or(1) }),
+            None if !cli.link.is_empty() || cli.queues.is_some() => {
+                return usage(
+                    "--link and --queues describe a NIC: say where it is with --socket-path or --fd",
+                );
+            }
+            None if nics.is_empty() => {
+                return usage(
+                    "no NIC to serve: give --socket-path PATH --link LOCATOR, or --nic; see --help",
+                );
+            }
+            None => {}
+        }
+        for (index, nic) in nics.iter().enumerate() {
+            if nic.queues == 0 || nic.queues > MAX_QUEUES {
+                return usage(format!("queues={}: a NIC has 1 to {MAX_QUEUES} queue pairs", nic.queues));
+            }
+            if let Some(before) = nics.iter().take(index).find(|n| n.door == nic.door) {
+                return usage(format!("{:?} is given to two NICs; each needs its own", before.door));
+            }
+        }
+        let Cli { description, lifeline_fd, private_dir, .. } = cli;
+        Ok(Self { nics, description, lifeline: lifeline_fd, private_dir })
+    }
+}
+
+/// `socket-path=PATH,link=LOCATOR,…` with QEMU's rules: `,,` is a comma inside a value.
+fn parse_nic(spec: &str) -> Result<NicConfig, Failure> {
+    let (mut door, mut links, mut queues) = (None, Vec::new(), 1);
+    for word in split_commas(spec) {
+        let Some((key, value)) = word.split_once('=') else {
+            return usage(format!("--nic {spec}: '{word}' is not of the form KEY=VALUE"));
+        };
+        let number = || format!("--nic {spec}: '{word}' wants a number");
+        match key {
+            "socket-path" | "fd" if door.is_some() => {
+                return usage(format!("--nic {spec}: '{word}' is a second socket; a NIC has one"));
+            }
+            "socket-path" => door = Some(Door::Path(value.into())),
+            "fd" => match value.parse() {
+                Ok(fd) => door = Some(Door::Fd(fd)),
+                Err(_) => return usage(number()),
+            },
+            "link" => links.push(value.to_owned()),
+            "queues" => match value.parse() {
+                Ok(count) => queues = count,
+                Err(_) => return usage(number()),
+            },
+            _ => {
+                return usage(format!(
+                    "--nic {spec}: unknown word '{key}'; known are socket-path, fd, link and queues"
+                ));
+            }
+        }
+    }
+    match door {
+        None => usage(format!("--nic {spec}: socket-path= or fd= is missing")),
+        Some(_) if links.is_empty() => usage(format!("--nic {spec}: link= is missing")),
+        Some(door) => Ok(NicConfig { door, links, queues }),
+    }
+}
+
+/// Splits at single commas; doubled ones become one comma of the value.
+fn split_commas(text: &str) -> Vec<String> {
+    let mut words = vec![String::new()];
+    let mut chars = text.chars().peekable();
+    while let Some(c) = chars.next() {
+        if c == ',' && chars.next_if_eq(&',').is_none() {
+            words.push(String::new());
+        } else if let Some(word) = words.last_mut() {
+            word.push(c);
+        }
+    }
+    words
+}
+
+/// The answer to `--print-capabilities` (QEMU's conventions for vhost-user programs).
+pub fn print_capabilities() -> ExitCode {
+    println!("{}", serde_json::json!({ "type": "net", "features": [] }));
+    ExitCode::SUCCESS
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(args: &[&str]) -> Result<Config, String> {
+        let cli = Cli::try_parse_from([&["vhost-user-vde"], args].concat()).map_err(|e| e.to_string())?;
+        Config::try_from(cli).map_err(|f| f.sentence)
+    }
+
+    #[test]
+    fn one_nic_by_options() {
+        let nics =
+            config(&["--socket-path", "/s", "--link", "/a", "--link", "", "--queues", "2"]).unwrap().nics;
+        let links = vec!["/a".to_owned(), String::new()];
+        assert_eq!(nics, [NicConfig { door: Door::Path("/s".into()), links, queues: 2 }]);
+        assert_eq!(config(&["--fd", "7", "--link", "x"]).unwrap().nics[0].door, Door::Fd(7));
+    }
+
+    #[test]
+    fn several_nics_with_commas_in_values() {
+        let nics = config(&[
+            "--nic",
+            "socket-path=/a,,b,link=vde:///x[5/mode=0660]",
+            "--nic",
+            "fd=5,link=,queues=16",
+        ])
+        .unwrap()
+        .nics;
+        assert_eq!(nics[0].door, Door::Path("/a,b".into()));
+        assert_eq!(nics[0].links, ["vde:///x[5/mode=0660]"]);
+        assert_eq!((&nics[1].door, nics[1].queues), (&Door::Fd(5), 16));
+    }
+
+    #[test]
+    fn wrong_words_are_named() {
+        let cases: [(&[&str], &str); 12] = [
+            (&[], "no NIC to serve"),
+            (&["--link", "/a"], "--socket-path or --fd"),
+            (&["--socket-path", "/s"], "--link"),
+            (&["--socket-path", "/s", "--fd", "3", "--link", "x"], "--fd"),
+            (&["--nic", "socket-path=/s"], "link= is missing"),
+            (&["--nic", "link=/s"], "socket-path= or fd= is missing"),
+            (&["--nic", "socket-path=/s,link=/a,port=5"], "unknown word 'port'"),
+            (&["--nic", "socket-path=/s,link=/a,"], "'' is not of the form"),
+            (&["--nic", "socket-path=/s,fd=3,link=/a"], "'fd=3' is a second socket"),
+            (&["--nic", "fd=x,link=/a"], "'fd=x' wants a number"),
+            (&["--nic", "fd=3,link=/a,queues=17"], "queues=17"),
+            (&["--nic", "fd=3,link=/a", "--nic", "fd=3,link=/b"], "two NICs"),
+        ];
+        for (args, word) in cases {
+            let sentence = config(args).unwrap_err();
+            assert!(sentence.contains(word), "{args:?} gave {sentence:?}");
+        }
+    }
+
+    #[test]
+    fn clap_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+}

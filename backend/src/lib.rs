@@ -1,0 +1,69 @@
+//! `vhost-user-vde`: plugs the NICs of virtual machines into VDE networks.
+//!
+//! ```text
+//!  main       start-up order and exit status
+//!  cli        the command line, checked into a `Config`
+//!  socket     listening and inherited sockets, left-overs of dead predecessors
+//!  nic        one NIC: the vhost-user device in front of its workers, one per queue pair
+//!  links      opening links, and opening them again when a network went away
+//!  server     the control thread: accepts front ends, reads their messages, hears signals and the life line
+//!  readiness  tells the program that started us that all is up, or why not
+//!  sys        signals and descriptors by number
+//! ```
+//!
+//! Start-up order: options, log, signals, links, sockets, workers, readiness. Whatever can fail fails before the first front
+//! end can connect, because QEMU retries for ever on a back end that closes the connection.
+
+pub mod cli;
+mod links;
+mod nic;
+mod readiness;
+mod server;
+mod socket;
+mod sys;
+
+use std::fmt;
+
+pub use readiness::Readiness;
+use server::Server;
+
+/// Exit statuses, as the manual page lists them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Status {
+    /// The machine failed us: out of descriptors, threads, memory.
+    System = 1,
+    /// The command line is wrong.
+    Usage = 2,
+    /// A link cannot be opened.
+    Network = 3,
+    /// A vhost-user socket cannot be served.
+    Socket = 4,
+}
+
+/// Why the program ends early.
+#[derive(Debug)]
+pub struct Failure {
+    /// What the process exits with.
+    pub status: Status,
+    /// One sentence for a person.
+    pub sentence: String,
+}
+
+impl Failure {
+    fn new(status: Status, sentence: impl fmt::Display) -> Self {
+        Self { status, sentence: sentence.to_string() }
+    }
+
+    fn system(what: &str, error: impl fmt::Display) -> Self {
+        Self::new(Status::System, format_args!("{what}: {error}"))
+    }
+}
+
+/// Runs until a signal or the life line ends it. Everything is checked and opened before `ready` hears of it.
+pub fn run(config: cli::Config, ready: &mut Readiness) -> Result<(), Failure> {
+    let signals = sys::take_signals().map_err(|e| Failure::system("cannot wait for signals", e))?;
+    let server = Server::new(config, signals)?;
+    ready.tell_ready();
+    server.run()
+}

@@ -1,0 +1,99 @@
+//! Opening links, and opening them again when a network went away.
+//!
+//! A switch that ends takes its ports with it. The guest keeps its NIC; a thread per lost link tries the locator again, at
+//! first after a tenth of a second, then ever less often, and hands what it opened to the control thread. Opening may
+//! block for as long as a switch may take to answer, which is why the control thread does not do it.
+
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::time::Duration;
+
+use rustix::fd::OwnedFd;
+use vdeplug::{Link, LinkError, OpenError, OpenOptions};
+use virtio_net::LinkLost;
+
+use crate::cli::NicConfig;
+use crate::{Failure, Status};
+
+const FIRST_DELAY: Duration = Duration::from_millis(100);
+const LAST_DELAY: Duration = Duration::from_secs(5);
+
+/// Something happened to link `link` of NIC `nic`.
+#[derive(Debug)]
+pub struct LinkEvent {
+    /// Number of the NIC.
+    pub nic: usize,
+    /// Number of the link in it.
+    pub link: usize,
+    /// What happened.
+    pub news: News,
+}
+
+/// What can happen to a link.
+#[derive(Debug)]
+pub enum News {
+    /// A worker found it dead, for this reason.
+    Lost(String),
+    /// It is open again.
+    Open(Arc<dyn Link>),
+}
+
+/// How other threads tell the control thread of links.
+#[derive(Clone, Debug)]
+pub struct Reporter {
+    /// The news.
+    pub sender: Sender<LinkEvent>,
+    /// Eventfd on which the control thread waits.
+    pub wake: Arc<OwnedFd>,
+}
+
+impl Reporter {
+    fn tell(&self, nic: usize, link: usize, news: News) {
+        // The control thread lives as long as the process.
+        let _ = self.sender.send(LinkEvent { nic, link, news });
+        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+    }
+
+    /// The callback of one worker of a NIC.
+    pub fn lost(&self, nic: usize) -> LinkLost {
+        let reporter = self.clone();
+        Box::new(move |link, error: &LinkError| reporter.tell(nic, link, News::Lost(error.to_string())))
+    }
+}
+
+/// Opens all links of a NIC, or says which one cannot be opened and why.
+pub fn open_all(nic: &NicConfig, options: &OpenOptions) -> Result<Vec<Arc<dyn Link>>, Failure> {
+    let open = |locator: &String| {
+        vdeplug::open(locator, options).map_err(|e| Failure::new(Status::Network, sentence(&e)))
+    };
+    nic.links.iter().map(open).collect()
+}
+
+/// An error with its causes in one sentence.
+fn sentence(error: &OpenError) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+/// Opens a lost link again, in a thread of its own, however long it takes.
+pub fn reopen(nic: usize, link: usize, locator: String, options: OpenOptions, reporter: Reporter) {
+    let open = move || {
+        let mut delay = FIRST_DELAY;
+        loop {
+            std::thread::sleep(delay);
+            match vdeplug::open(&locator, &options) {
+                Ok(opened) => return reporter.tell(nic, link, News::Open(opened)),
+                Err(error) => log::debug!("nic{nic}: {}", sentence(&error)),
+            }
+            delay = (delay * 2).min(LAST_DELAY);
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().name("reopen".into()).spawn(open) {
+        log::error!("nic{nic}: cannot start a thread to reopen link {link}: {error}");
+    }
+}

@@ -1,0 +1,39 @@
+//! Tells the program that started us that all is up, or why not.
+//!
+//! The descriptor given by `--ready-fd` gets one line: `READY`, or `ERROR STATUS SENTENCE`; then it is closed. End of file
+//! without a line means that we died. Whoever listens there shows the sentence itself, so it does not go to the
+//! standard error as well.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::RawFd;
+
+use crate::{Failure, Status, sys};
+
+/// Where to tell it; nowhere without `--ready-fd`.
+#[derive(Debug)]
+pub struct Readiness(Option<File>);
+
+impl Readiness {
+    /// Takes the descriptor over.
+    pub fn new(fd: Option<RawFd>) -> Result<Self, Failure> {
+        let fd = fd.map(|fd| {
+            sys::inherited(fd).map_err(|e| Failure::new(Status::Usage, format_args!("--ready-fd {fd}: {e}")))
+        });
+        Ok(Self(fd.transpose()?.map(File::from)))
+    }
+
+    /// All is up.
+    pub fn tell_ready(&mut self) {
+        self.tell("READY\n");
+    }
+
+    /// We are about to exit. False: nobody listens here.
+    pub fn tell_failure(&mut self, failure: &Failure) -> bool {
+        self.tell(&format!("ERROR {} {}\n", failure.status as u8, failure.sentence.replace('\n', " ")))
+    }
+
+    fn tell(&mut self, line: &str) -> bool {
+        self.0.take().is_some_and(|mut file| file.write_all(line.as_bytes()).is_ok())
+    }
+}

@@ -1,0 +1,273 @@
+//! The control thread.
+//!
+//! One epoll set holds everything that is not a frame: listening sockets, connections of front ends, the signals, the life
+//! line, and news of links. A NIC serves one front end at a time; another one waits in the listening socket's queue until
+//! the first has gone. That makes a reconnecting QEMU, whose new connection may come before the end of the old one is
+//! seen, lose nothing.
+
+use std::io::ErrorKind;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
+
+use rustix::buffer::spare_capacity;
+use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
+use rustix::event::{EventfdFlags, eventfd};
+use vdeplug::OpenOptions;
+use vhost_user::{Connection, Error};
+
+use crate::cli::{Config, NicConfig};
+use crate::links::{self, LinkEvent, News, Reporter};
+use crate::nic::Nic;
+use crate::socket::{self, Entrance, OwnName};
+use crate::{Failure, Status, sys};
+
+/// What an epoll event is about, packed into its data word: kind in the upper half, number of the NIC in the lower.
+#[derive(Clone, Copy, Debug)]
+enum Source {
+    Signal,
+    Lifeline,
+    News,
+    Listener(usize),
+    Connection(usize),
+}
+
+impl Source {
+    fn pack(self) -> EventData {
+        let (kind, nic) = match self {
+            Self::Signal => (0, 0),
+            Self::Lifeline => (1, 0),
+            Self::News => (2, 0),
+            Self::Listener(nic) => (3, nic),
+            Self::Connection(nic) => (4, nic),
+        };
+        EventData::new_u64(kind << 32 | (nic as u64 & 0xffff_ffff))
+    }
+
+    fn unpack(data: EventData) -> Self {
+        let nic = usize::try_from(data.u64() & 0xffff_ffff).unwrap_or(usize::MAX);
+        match data.u64() >> 32 {
+            1 => Self::Lifeline,
+            2 => Self::News,
+            3 => Self::Listener(nic),
+            4 => Self::Connection(nic),
+            _ => Self::Signal,
+        }
+    }
+}
+
+/// One NIC with its door and its links' names.
+struct Served {
+    name: String,
+    nic: Nic,
+    entrance: Entrance,
+    /// Removed from the file system when the server ends.
+    _own_name: Option<OwnName>,
+    connection: Option<Connection>,
+    locators: Vec<String>,
+    /// Per link: is it up?
+    up: Vec<bool>,
+}
+
+/// The control thread's state.
+pub struct Server {
+    epoll: OwnedFd,
+    _signals: OwnedFd,
+    _lifeline: Option<OwnedFd>,
+    news: Receiver<LinkEvent>,
+    reporter: Reporter,
+    options: OpenOptions,
+    served: Vec<Served>,
+    private_dir: Option<PathBuf>,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // The sockets' names go first: they may lie in the directory.
+        self.served.clear();
+        if let Some(dir) = &self.private_dir
+            && let Err(error) = std::fs::remove_dir(dir)
+        {
+            log::warn!("cannot remove {}: {error}", dir.display());
+        }
+    }
+}
+
+impl Server {
+    /// Opens links and sockets and starts the workers; nothing is left behind by a failure.
+    pub fn new(config: Config, signals: OwnedFd) -> Result<Self, Failure> {
+        let system = |e: rustix::io::Errno| Failure::system("cannot wait for events", e);
+        let epoll = epoll::create(CreateFlags::CLOEXEC).map_err(system)?;
+        let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(system)?);
+        epoll::add(&epoll, &signals, Source::Signal.pack(), EventFlags::IN).map_err(system)?;
+        epoll::add(&epoll, &wake, Source::News.pack(), EventFlags::IN).map_err(system)?;
+        let lifeline = config.lifeline.map(|fd| {
+            sys::inherited(fd)
+                .map_err(|e| Failure::new(Status::Usage, format_args!("--lifeline-fd {fd}: {e}")))
+        });
+        let lifeline = lifeline.transpose()?;
+        if let Some(fd) = &lifeline {
+            epoll::add(&epoll, fd, Source::Lifeline.pack(), EventFlags::IN)
+                .map_err(|e| Failure::new(Status::Usage, format_args!("--lifeline-fd: {e}")))?;
+        }
+        let (sender, news) = channel();
+        let mut server = Self {
+            epoll,
+            _signals: signals,
+            _lifeline: lifeline,
+            news,
+            reporter: Reporter { sender, wake },
+            options: OpenOptions { description: config.description, ..OpenOptions::default() },
+            served: Vec::new(),
+            private_dir: config.private_dir,
+        };
+        for nic in config.nics {
+            server.add_nic(nic)?;
+        }
+        for index in 0..server.served.len() {
+            server.open_door(index).map_err(system)?;
+        }
+        Ok(server)
+    }
+
+    fn add_nic(&mut self, config: NicConfig) -> Result<(), Failure> {
+        let index = self.served.len();
+        let name = format!("nic{index}");
+        let links = links::open_all(&config, &self.options)?;
+        let (entrance, own_name) = socket::open(&config.door)?;
+        let nic = Nic::new(&name, config.queues, || self.reporter.lost(index))
+            .map_err(|e| Failure::system("cannot start a worker", e))?;
+        for (number, link) in links.iter().enumerate() {
+            nic.set_link(number, link);
+        }
+        let up = vec![true; links.len()];
+        let locators = config.links;
+        let served = Served { name, nic, entrance, _own_name: own_name, connection: None, locators, up };
+        self.served.push(served);
+        Ok(())
+    }
+
+    /// Watches a listening socket, or takes the connection that was inherited.
+    fn open_door(&mut self, index: usize) -> rustix::io::Result<()> {
+        let Some(served) = self.served.get(index) else { return Ok(()) };
+        match &served.entrance {
+            // Edge-triggered: who waits behind a served front end must not keep us awake.
+            Entrance::Listener(listener) => {
+                let _ = listener.set_nonblocking(true);
+                let flags = EventFlags::IN | EventFlags::ET;
+                epoll::add(&self.epoll, listener, Source::Listener(index).pack(), flags)
+            }
+            Entrance::Connected(stream) => {
+                if let Ok(stream) = stream.try_clone() {
+                    self.connect(index, stream);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Serves until a signal, the life line, or the end of an inherited connection.
+    pub fn run(mut self) -> Result<(), Failure> {
+        let mut events: Vec<Event> = Vec::with_capacity(16);
+        loop {
+            match epoll::wait(&self.epoll, spare_capacity(&mut events), None) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(errno) => return Err(Failure::system("cannot wait for events", errno)),
+            }
+            for event in events.drain(..) {
+                match Source::unpack(event.data) {
+                    Source::Signal => {
+                        log::info!("ended by a signal");
+                        return Ok(());
+                    }
+                    Source::Lifeline => {
+                        log::info!("the life line was cut");
+                        return Ok(());
+                    }
+                    Source::News => self.read_news(),
+                    Source::Listener(index) => self.accept(index),
+                    Source::Connection(index) => self.read(index),
+                }
+            }
+            // Without a listener there is nobody left to come.
+            let over = |s: &Served| s.connection.is_none() && matches!(s.entrance, Entrance::Connected(_));
+            if self.served.iter().all(over) {
+                return Ok(());
+            }
+        }
+    }
+
+    fn accept(&mut self, index: usize) {
+        let Some(served) = self.served.get(index) else { return };
+        if served.connection.is_some() {
+            log::info!("{}: another front end waits until the present one has gone", served.name);
+            return;
+        }
+        let Entrance::Listener(listener) = &served.entrance else { return };
+        match listener.accept() {
+            Ok((stream, _)) => self.connect(index, stream),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(error) => log::warn!("{}: cannot accept a front end: {error}", served.name),
+        }
+    }
+
+    fn connect(&mut self, index: usize, stream: UnixStream) {
+        let Some(served) = self.served.get_mut(index) else { return };
+        let connection = Connection::new(stream, &served.name, &served.nic).map_err(|e| e.to_string());
+        let watched = connection.and_then(|connection| {
+            let data = Source::Connection(index).pack();
+            let added = epoll::add(&self.epoll, connection.as_fd(), data, EventFlags::IN);
+            added.map(|()| connection).map_err(|e| e.to_string())
+        });
+        match watched {
+            Ok(connection) => {
+                log::info!("{}: front end connected", served.name);
+                served.connection = Some(connection);
+            }
+            Err(error) => log::warn!("{}: cannot serve a front end: {error}", served.name),
+        }
+    }
+
+    fn read(&mut self, index: usize) {
+        let Some(served) = self.served.get_mut(index) else { return };
+        let Some(connection) = &mut served.connection else { return };
+        let Err(error) = connection.on_readable(&mut served.nic) else { return };
+        match error {
+            Error::Closed => log::info!("{}: front end gone", served.name),
+            error => log::warn!("{}: front end disconnected: {error}", served.name),
+        }
+        if let Some(connection) = served.connection.take() {
+            let _ = epoll::delete(&self.epoll, connection.as_fd());
+            connection.close(&mut served.nic);
+        }
+        served.nic.log_counters();
+        self.accept(index);
+    }
+
+    fn read_news(&mut self) {
+        let _ = rustix::io::read(&self.reporter.wake, &mut [0u8; 8]);
+        while let Ok(LinkEvent { nic, link, news }) = self.news.try_recv() {
+            let Some(served) = self.served.get_mut(nic) else { continue };
+            let (Some(up), Some(locator)) = (served.up.get_mut(link), served.locators.get(link)) else {
+                continue;
+            };
+            match news {
+                // Every worker of the NIC may say so.
+                News::Lost(_) if !*up => {}
+                News::Lost(reason) => {
+                    *up = false;
+                    log::warn!("{}: link '{locator}' is down ({reason}); trying to get it back", served.name);
+                    let (options, reporter) = (self.options.clone(), self.reporter.clone());
+                    links::reopen(nic, link, locator.clone(), options, reporter);
+                }
+                News::Open(opened) => {
+                    *up = true;
+                    log::warn!("{}: link '{locator}' is up again", served.name);
+                    served.nic.set_link(link, &opened);
+                }
+            }
+        }
+    }
+}

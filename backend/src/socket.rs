@@ -1,0 +1,141 @@
+//! Listening and inherited sockets, left-overs of dead predecessors.
+
+use std::io::ErrorKind;
+use std::os::fd::{AsFd, RawFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use rustix::net::AddressFamily;
+use rustix::net::sockopt::{socket_acceptconn, socket_domain};
+
+use crate::cli::Door;
+use crate::{Failure, Status, sys};
+
+/// Longest path of a Unix socket, in bytes (`sun_path` less its terminator).
+const MAX_PATH: usize = 107;
+
+/// Where front ends come from, open.
+#[derive(Debug)]
+pub enum Entrance {
+    /// One after the other.
+    Listener(UnixListener),
+    /// This one and no other.
+    Connected(UnixStream),
+}
+
+/// A socket that we made; its name is removed on drop if it is still ours.
+#[derive(Debug)]
+pub struct OwnName {
+    path: PathBuf,
+    inode: (u64, u64),
+}
+
+impl Drop for OwnName {
+    fn drop(&mut self) {
+        if inode(&self.path) == Some(self.inode)
+            && let Err(error) = std::fs::remove_file(&self.path)
+        {
+            log::warn!("cannot remove {}: {error}", self.path.display());
+        }
+    }
+}
+
+fn inode(path: &Path) -> Option<(u64, u64)> {
+    std::fs::symlink_metadata(path).ok().map(|m| (m.dev(), m.ino()))
+}
+
+fn failure(sentence: String) -> Failure {
+    Failure { status: Status::Socket, sentence }
+}
+
+/// Opens what the configuration names.
+pub fn open(door: &Door) -> Result<(Entrance, Option<OwnName>), Failure> {
+    match door {
+        Door::Path(path) => bind(path).map(|(listener, name)| (Entrance::Listener(listener), Some(name))),
+        Door::Fd(fd) => inherit(*fd).map(|entrance| (entrance, None)),
+    }
+}
+
+fn bind(path: &Path) -> Result<(UnixListener, OwnName), Failure> {
+    let shown = path.display();
+    if path.as_os_str().len() > MAX_PATH {
+        return Err(failure(format!(
+            "socket path {shown} is longer than {MAX_PATH} bytes; choose a shorter one"
+        )));
+    }
+    remove_stale(path)?;
+    let listener = UnixListener::bind(path).map_err(|e| match e.kind() {
+        ErrorKind::NotFound => failure(format!("cannot make socket {shown}: its directory does not exist")),
+        ErrorKind::PermissionDenied => {
+            failure(format!("cannot make socket {shown}: its directory is not writable for you"))
+        }
+        _ => failure(format!("cannot make socket {shown}: {e}")),
+    })?;
+    let inode = inode(path).ok_or_else(|| failure(format!("socket {shown} vanished as it was made")))?;
+    Ok((listener, OwnName { path: path.into(), inode }))
+}
+
+/// A socket on which nobody listens any more is removed; anything else in the way is left alone and reported.
+fn remove_stale(path: &Path) -> Result<(), Failure> {
+    let shown = path.display();
+    let Ok(meta) = std::fs::symlink_metadata(path) else { return Ok(()) };
+    if !meta.file_type().is_socket() {
+        return Err(failure(format!("{shown} exists and is not a socket; choose another --socket-path")));
+    }
+    match UnixStream::connect(path) {
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
+            log::info!("removing {shown}, left over by a program that died");
+            std::fs::remove_file(path)
+                .map_err(|e| failure(format!("cannot remove stale socket {shown}: {e}")))
+        }
+        Err(error) => Err(failure(format!("socket {shown} exists and cannot be probed: {error}"))),
+        Ok(_) => {
+            Err(failure(format!("socket {shown} is in use by another process; choose another --socket-path")))
+        }
+    }
+}
+
+fn inherit(fd: RawFd) -> Result<Entrance, Failure> {
+    let owned = sys::inherited(fd).map_err(|e| failure(format!("--fd {fd}: {e}")))?;
+    let listening = socket_acceptconn(owned.as_fd())
+        .ok()
+        .filter(|_| socket_domain(owned.as_fd()) == Ok(AddressFamily::UNIX))
+        .ok_or_else(|| failure(format!("--fd {fd}: not a Unix socket")))?;
+    Ok(match listening {
+        true => Entrance::Listener(owned.into()),
+        false => Entrance::Connected(owned.into()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bind_takes_over_stale_and_refuses_live_and_foreign() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        drop(UnixListener::bind(&path).unwrap());
+        let (_listener, name) = bind(&path).unwrap();
+        assert!(bind(&path).unwrap_err().sentence.contains("in use"));
+        drop(name);
+        assert!(!path.exists());
+        std::fs::write(&path, "precious").unwrap();
+        assert!(bind(&path).unwrap_err().sentence.contains("not a socket"));
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
+        assert!(bind(&dir.path().join("no/s")).unwrap_err().sentence.contains("directory"));
+        assert!(bind(&dir.path().join("x".repeat(120))).unwrap_err().sentence.contains("107"));
+    }
+
+    #[test]
+    fn own_name_spares_a_successor() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let (_listener, name) = bind(&path).unwrap();
+        std::fs::rename(&path, dir.path().join("old")).unwrap();
+        let _other = UnixListener::bind(&path).unwrap();
+        drop(name);
+        assert!(path.exists());
+    }
+}
