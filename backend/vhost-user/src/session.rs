@@ -122,28 +122,38 @@ impl Session {
         ring.running = false;
     }
 
-    /// Gives the device every ring that is started and does not run.
+    /// Gives the device every ring that is started and does not run. One that cannot run is not started any more.
     fn resume_all(&mut self, device: &mut dyn Device) -> Result<(), Refused> {
-        let event_idx = self.features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0;
-        for (number, ring) in (0..).zip(&mut self.rings) {
-            let Some(kick) = ring.kick.as_ref().filter(|_| !ring.running) else { continue };
-            let Some((desc, avail, used)) = ring.addr else {
-                return refuse(format!("ring {number} has no address"));
-            };
-            let layout = Layout { size: ring.size, desc, avail, used, next_avail: ring.base, event_idx };
-            let started = Ring::new(self.memory.clone(), &layout, device.direction(number))
-                .map_err(|e| Refused(format!("ring {number}: {e}")))?;
-            let copy = |fd: &OwnedFd| fd.try_clone().map_err(|e| Refused(format!("ring {number}: {e}")));
-            let started = StartedRing {
-                ring: started,
-                kick: copy(kick)?,
-                call: ring.call.as_ref().map(copy).transpose()?,
-                enabled: ring.enabled,
-                features: self.features,
-            };
-            device.start_ring(number, started);
-            ring.running = true;
+        let mut result = Ok(());
+        for index in 0..self.rings.len() {
+            if let Err(Refused(why)) = self.resume(device, index) {
+                if let Some(ring) = self.rings.get_mut(index) {
+                    ring.kick = None;
+                }
+                result = refuse(format!("ring {index}: {why}"));
+            }
         }
+        result
+    }
+
+    fn resume(&mut self, device: &mut dyn Device, index: usize) -> Result<(), Refused> {
+        let Some(ring) = self.rings.get_mut(index).filter(|r| !r.running) else { return Ok(()) };
+        let (Some(kick), Ok(number)) = (&ring.kick, u16::try_from(index)) else { return Ok(()) };
+        let Some((desc, avail, used)) = ring.addr else { return refuse("it has no address") };
+        let event_idx = self.features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0;
+        let layout = Layout { size: ring.size, desc, avail, used, next_avail: ring.base, event_idx };
+        let started = Ring::new(self.memory.clone(), &layout, device.direction(number))
+            .map_err(|e| Refused(e.to_string()))?;
+        let copy = |fd: &OwnedFd| fd.try_clone().map_err(|e| Refused(e.to_string()));
+        let started = StartedRing {
+            ring: started,
+            kick: copy(kick)?,
+            call: ring.call.as_ref().map(copy).transpose()?,
+            enabled: ring.enabled,
+            features: self.features,
+        };
+        device.start_ring(number, started);
+        ring.running = true;
         Ok(())
     }
 
