@@ -1,0 +1,9 @@
+//! The client against real and fake switches. Tests that stand for a line of the VDE conformance checklist
+//! carry its number. They need Debian's `vde-switch` and `vdeplug`, and root for those that change user.
+
+mod frames;
+mod harness;
+mod life;
+mod locators;
+mod permissions;
+mod request;
