@@ -1,2 +1,92 @@
-//! placeholder
-fn main() {}
+//! Writes the manual page of `vhost-user-vde` from the definition of its command line.
+//!
+//! `cargo run -p man` refreshes `man/vhost-user-vde.1`, which is checked in; a test fails when it is stale. The page of `vdeq`,
+//! whose command line is mostly QEMU's, is written by hand.
+
+use std::io::Write;
+use std::path::Path;
+
+use anyhow::Context;
+use clap::CommandFactory;
+use clap_mangen::Man;
+use vhost_user_vde::cli::Cli;
+
+/// Instead of the list of all options that clap would print.
+const SYNOPSIS: &str = r#".SH SYNOPSIS
+.nf
+\fBvhost\-user\-vde\fR \fB\-\-socket\-path\fR \fIPATH\fR|\fB\-\-fd\fR \fIN\fR \fB\-\-link\fR \fILOCATOR\fR [\fIOPTION\fR]...
+\fBvhost\-user\-vde\fR \fB\-\-nic\fR \fBsocket\-path=\fR\fIPATH\fR\fB,link=\fR\fILOCATOR\fR[...] [\fB\-\-nic\fR ...] [\fIOPTION\fR]...
+\fBvhost\-user\-vde\fR \fB\-\-print\-capabilities\fR
+.fi
+"#;
+
+/// What follows the options: clap knows nothing of these.
+const REST: &str = r#".SH LOCATORS
+A link is named as VDE programs name it: the directory of a switch (\fI/run/sw\fR), the same with a port or more
+(\fI/run/sw[7]\fR, \fIvde:///run/sw[port=7/group=users/mode=0660]\fR), a file whose first line is such a name, or nothing for
+the user's default network (\fI~/.vdeplug/default\fR, \fI~/.vde2/default.switch\fR, \fI/var/run/vde.ctl\fR, \fI/tmp/vde.ctl\fR).
+\fInull://\fR swallows everything.
+.SH GUEST MEMORY
+The front end must share the guest's memory: with QEMU, a \fBmemory\-backend\-memfd\fR object (or
+\fBmemory\-backend\-file\fR with \fBshare=on\fR) of the machine's size, named by \fB\-machine memory\-backend=\fR.
+.SH LIFE CYCLE
+All links are open and all sockets listen before the first front end can connect. A NIC serves one front end at a time; after
+it has gone the next one is served. A link whose network goes away is opened again when the network is back; the guest
+keeps its NIC meanwhile. SIGTERM, SIGINT and SIGHUP end the program; it removes the sockets that it made.
+.SH EXIT STATUS
+.TP
+.B 0
+ended by a signal, by the life line, or with the connection given by \fB\-\-fd\fR
+.TP
+.B 1
+the system failed: out of descriptors, threads or memory
+.TP
+.B 2
+the command line is wrong
+.TP
+.B 3
+a link cannot be opened
+.TP
+.B 4
+a vhost\-user socket cannot be served
+.SH EXAMPLE
+.nf
+vde_switch \-s /tmp/sw \-d
+vhost\-user\-vde \-\-socket\-path /tmp/n0.sock \-\-link /tmp/sw &
+qemu\-system\-x86_64 \-m 256 disk.img \e
+  \-object memory\-backend\-memfd,id=pc.ram,size=256M \-machine memory\-backend=pc.ram \e
+  \-chardev socket,id=c0,path=/tmp/n0.sock,reconnect\-ms=1000 \e
+  \-netdev vhost\-user,id=n0,chardev=c0 \-device virtio\-net\-pci,netdev=n0
+.fi
+.SH SEE ALSO
+.BR vdeq (1),
+.BR vde_switch (1),
+.BR vde_plug (1),
+.BR qemu\-system\-x86_64 (1)
+"#;
+
+fn page() -> anyhow::Result<Vec<u8>> {
+    let man = Man::new(Cli::command().after_help(""));
+    let mut page = Vec::new();
+    man.render_title(&mut page)?;
+    man.render_name_section(&mut page)?;
+    page.write_all(SYNOPSIS.as_bytes())?;
+    man.render_description_section(&mut page)?;
+    man.render_options_section(&mut page)?;
+    page.write_all(REST.as_bytes())?;
+    Ok(page)
+}
+
+fn main() -> anyhow::Result<()> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("vhost-user-vde.1");
+    std::fs::write(&path, page()?).with_context(|| format!("cannot write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn checked_in_page_is_fresh() {
+        let stored = include_bytes!("../vhost-user-vde.1");
+        assert!(super::page().unwrap() == stored, "run: cargo run -p man");
+    }
+}
