@@ -231,9 +231,12 @@ impl OpenError {
             // port at all is another matter.
             Self::NoAnswer { port: Port::Number(_), .. } | Self::Refused { .. } => OpenErrorKind::Refused,
             Self::NoAnswer { .. } => OpenErrorKind::Unavailable,
-            Self::LocatorFile { .. } | Self::NoDataSocket { .. } | Self::System { .. } => {
-                OpenErrorKind::System
-            }
+            Self::LocatorFile { source, .. } => match source.kind() {
+                io::ErrorKind::InvalidData => OpenErrorKind::Usage,
+                io::ErrorKind::PermissionDenied => OpenErrorKind::Permission,
+                _ => OpenErrorKind::System,
+            },
+            Self::NoDataSocket { .. } | Self::System { .. } => OpenErrorKind::System,
         }
     }
 }
