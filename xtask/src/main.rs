@@ -1,2 +1,50 @@
-//! placeholder
-fn main() {}
+//! `cargo xtask`: everything around the programs that is more than one command of Cargo.
+//!
+//! | command | what it does |
+//! |---|---|
+//! | `deps` | installs what the demo and the tests need (`deps/`) |
+//! | `image` | builds the test guests from Debian packages (`image/`, recipe in `images/`) |
+//!
+//! Everything that is made lies under `target/`; nothing is changed on the machine but the Debian packages
+//! that `deps` names before it installs them.
+
+#![forbid(unsafe_code)]
+
+mod deps;
+mod image;
+mod places;
+mod step;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Demo, tests, test guests and what they need.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install the Debian packages that demo and tests need, and unpack QEMU 7.2 under target/
+    Deps(deps::Args),
+    /// Build the test guests: target/image/6.1 and target/image/6.12
+    Image(image::Args),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Deps(args) => deps::run(&args),
+        Command::Image(args) => image::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("cargo xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
