@@ -183,10 +183,10 @@ fn is_frame(pieces: &[TxBuf<'_>]) -> bool {
 }
 
 impl Drop for VdeLink {
-    /// Ends the plug and waits, briefly, until the switch has seen it. When Debian's vde_switch finds the end
-    /// of one plug and the connection of another in the same turn of its loop, it may forget to which port
-    /// the new one belongs, and that port is lost until the switch ends: of the first 52 links that a program
-    /// opened and closed in a row, 31 took a port with them, and then there was none left.
+    /// Ends the plug and waits, briefly, until the switch has seen it. When Debian's vde_switch sees the end
+    /// of one plug after it accepted another and before it read that one's request, it later forgets to free
+    /// the other's port, which is lost until the switch ends. That was so for each of the 31 of 52 links,
+    /// opened and closed in a row, for which the two came in this order; then no port was left.
     fn drop(&mut self) {
         let deadline = Deadline::after(CLOSING);
         // Either fails when the switch is gone or hangs; then there is no port to lose.
