@@ -259,9 +259,14 @@ pub fn readable(fd: impl std::os::fd::AsFd) -> bool {
     poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&limit)).expect("poll") > 0
 }
 
+/// Fails with a sentence when the tests are not run by root.
+pub fn need_root(reason: &str) {
+    assert!(rustix::process::geteuid().is_root(), "this test needs root, {reason}");
+}
+
 /// Runs something in a thread that is another user in the given groups, without changing this process.
 pub fn as_user<T: Send>(uid: u32, groups: &[u32], work: impl FnOnce() -> T + Send) -> T {
-    assert!(rustix::process::geteuid().is_root(), "this test needs root, to become another user");
+    need_root("to become another user");
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
             let groups: Vec<Gid> = groups.iter().map(|&gid| Gid::from_raw(gid)).collect();

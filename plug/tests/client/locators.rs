@@ -7,7 +7,7 @@ use std::process::Command;
 
 use vdeplug::{OpenErrorKind, VdeLocator};
 
-use crate::harness::{RealSwitch, impatient, in_child, names, open, open_dir};
+use crate::harness::{RealSwitch, impatient, in_child, names, need_root, open, open_dir};
 
 #[test]
 fn c_18_all_forms_open() {
@@ -66,6 +66,7 @@ fn with_own_run_and_tmp(command: Command, home: &Path) -> Command {
 
 #[test]
 fn c_20_c_21_empty_locator_means_the_default() {
+    need_root("to mount its own /run and /tmp");
     let name = "locators::c_20_c_21_empty_locator_means_the_default";
     in_child(
         name,

@@ -9,6 +9,12 @@ use vdeplug::{LinkError, OpenErrorKind, OpenOptions};
 
 use crate::harness::{Act, FakeSwitch, RealSwitch, answer, impatient, in_child, names, open, readable};
 
+/// Who runs the tests, by the system's own word for it.
+fn login_name() -> String {
+    let output = std::process::Command::new("id").arg("-un").output().expect("id");
+    String::from_utf8(output.stdout).expect("text").trim_end().to_owned()
+}
+
 #[test]
 fn c_01_c_02_request_is_one_write_of_this_layout() {
     let mut fake = FakeSwitch::start(Act::Answer);
@@ -22,7 +28,7 @@ fn c_01_c_02_request_is_one_write_of_this_layout() {
     let name = seen.data_name();
     let used = 14 + name.as_os_str().len();
     assert!(request[used..122].iter().all(|&byte| byte == 0));
-    let text = format!("vdeplug user=root pid={}", std::process::id());
+    let text = format!("vdeplug user={} pid={}", login_name(), std::process::id());
     let described = std::str::from_utf8(&request[122..]).expect("text");
     assert!(described.starts_with(&text), "{described}");
     // Silence afterwards, and the end of the stream with the end of the link.
@@ -86,7 +92,7 @@ fn c_06_description_says_who_and_from_where() {
         let options = OpenOptions { description: "my guest".into(), ..OpenOptions::default() };
         let _link = vdeplug::open(&switch.at(""), &options).expect("a switch");
         let ports = switch.manage("port/print");
-        let text = format!(": my guest user=root pid={} SSH=10.1.2.3", std::process::id());
+        let text = format!(": my guest user={} pid={} SSH=10.1.2.3", login_name(), std::process::id());
         assert!(ports.contains(&text), "{ports}");
     });
     let mut fake = FakeSwitch::start(Act::Answer);
