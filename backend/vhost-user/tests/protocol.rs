@@ -22,7 +22,7 @@ const USER: u64 = 0x7000_0000;
 enum Call {
     Start(u16, bool),
     Stop(u16),
-    SetCall(u16, bool),
+    Called(u16, bool),
     Enable(u16, bool),
 }
 
@@ -43,7 +43,7 @@ impl Device for Recorder {
         2
     }
     fn direction(&self, ring: u16) -> Direction {
-        if ring % 2 == 0 { Direction::Rx } else { Direction::Tx }
+        if ring.is_multiple_of(2) { Direction::Rx } else { Direction::Tx }
     }
     fn start_ring(&mut self, ring: u16, started: StartedRing) {
         self.calls.send(Call::Start(ring, started.enabled)).unwrap();
@@ -55,7 +55,7 @@ impl Device for Recorder {
         started.ring.next_avail() + 3
     }
     fn set_call(&mut self, ring: u16, call: Option<OwnedFd>) {
-        self.calls.send(Call::SetCall(ring, call.is_some())).unwrap();
+        self.calls.send(Call::Called(ring, call.is_some())).unwrap();
     }
     fn enable_ring(&mut self, ring: u16, enabled: bool) {
         self.calls.send(Call::Enable(ring, enabled)).unwrap();
@@ -145,7 +145,7 @@ fn ring_runs_from_kick_to_get_base() {
     start(&mut frontend, 0);
     assert_eq!(peer.calls.recv().unwrap(), Call::Start(0, false));
     frontend.set_vring_call(0, &EventFd::new(0).unwrap()).unwrap();
-    assert_eq!(peer.calls.recv().unwrap(), Call::SetCall(0, true), "QEMU sets it after the start");
+    assert_eq!(peer.calls.recv().unwrap(), Call::Called(0, true), "QEMU sets it after the start");
     frontend.set_vring_enable(0, true).unwrap();
     assert_eq!(peer.calls.recv().unwrap(), Call::Enable(0, true));
     assert_eq!(frontend.get_vring_base(0).unwrap(), 13);
