@@ -478,4 +478,21 @@ impl State {
 }
 
 #[cfg(test)]
-mod tests;
+mod tests {
+    use super::*;
+
+    #[test]
+    fn source_survives_packing() {
+        let all = [
+            Source::Command,
+            Source::Kick(Side::Rx),
+            Source::Kick(Side::Tx),
+            Source::Data(0),
+            Source::Data(7),
+            Source::Control(3),
+        ];
+        for source in all {
+            assert_eq!(Source::unpack(source.pack()), source);
+        }
+    }
+}
