@@ -2,6 +2,7 @@
 //! `vhost` crate's front end, and a virtio driver that does by hand what a guest does.
 
 mod data;
+mod dpdk;
 mod driver;
 mod life;
 mod world;
