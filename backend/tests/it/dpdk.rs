@@ -8,7 +8,10 @@ use std::time::Duration;
 use crate::world::{Backend, LIMIT, Station, Switch, wait_for};
 
 /// `testpmd` sending back each frame that it gets, source and destination swapped.
-struct Testpmd(Child);
+struct Testpmd {
+    child: Child,
+    prefix: String,
+}
 
 impl Testpmd {
     fn start(socket: &Path, device: &str, queues: u16, log: &File) -> Self {
@@ -32,15 +35,16 @@ impl Testpmd {
             .stderr(log.try_clone().unwrap())
             .spawn()
             .expect("dpdk-testpmd is missing; cargo xtask test installs it");
-        Self(child)
+        Self { child, prefix }
     }
 }
 
 impl Drop for Testpmd {
     fn drop(&mut self) {
-        // Killed, it would leave its runtime directory behind.
-        drop(self.0.stdin.take());
-        wait_for("testpmd's end", || self.0.try_wait().unwrap());
+        drop(self.child.stdin.take());
+        wait_for("testpmd's end", || self.child.try_wait().unwrap());
+        // What DPDK itself leaves behind, where root's programs have it.
+        let _ = std::fs::remove_dir_all(Path::new("/var/run/dpdk").join(&self.prefix));
     }
 }
 
@@ -48,7 +52,7 @@ impl Drop for Testpmd {
 fn wait_until_it_echoes(station: &Station, testpmd: &mut Testpmd, log: &Path) {
     let probe = [[0xff; 6], [2, 0, 0, 0, 0, 2], [0x88, 0xb5, 0, 0, 0, 0]].concat();
     wait_for("testpmd to echo", || {
-        let ended = testpmd.0.try_wait().unwrap();
+        let ended = testpmd.child.try_wait().unwrap();
         assert!(ended.is_none(), "{ended:?}: {}", std::fs::read_to_string(log).unwrap_or_default());
         station.send(&probe);
         station.receive(Duration::from_millis(100))
