@@ -1,0 +1,200 @@
+//! Everything that keeps `vdeq` from starting QEMU, as one sentence each.
+//!
+//! A sentence names the word that is wrong and what to write instead, because it is all that the
+//! user of a script sees. [`Error::status`] gives the exit status that belongs to it.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::exit::ExitStatus;
+
+/// Why QEMU is not started.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A wrapper option without the word that must follow it.
+    #[error("{option} needs a value: {example}")]
+    OptionValue {
+        /// The option as written.
+        option: String,
+        /// What a right one looks like.
+        example: &'static str,
+    },
+    /// A file mode that is not octal.
+    #[error("'{value}' is not an octal file mode; write for example {option}0660")]
+    Mode {
+        /// The text given.
+        value: String,
+        /// The option up to its value, for the example.
+        option: &'static str,
+    },
+    /// The last option of the list lacks its value, so nothing may be appended to the list.
+    #[error("{0} at the end of the command line needs a value")]
+    MissingValue(String),
+    /// A `-net` word that cannot be understood.
+    #[error("-net {word}: {problem}")]
+    Net {
+        /// The word after `-net`.
+        word: String,
+        /// What is wrong with it and what to write instead.
+        problem: String,
+    },
+    /// A legacy segment that only a hub could serve.
+    #[error("vlan {vlan}: {problem}")]
+    Segment {
+        /// The number of the legacy segment.
+        vlan: u32,
+        /// Why it cannot be served and what to write instead.
+        problem: String,
+    },
+    /// An option that holds a bad size.
+    #[error("-{option} {value}: '{part}' is not a memory size; write for example 512M or 2G")]
+    Size {
+        /// The option's name.
+        option: String,
+        /// Its whole value.
+        value: String,
+        /// The part that is wrong.
+        part: String,
+    },
+    /// Guest memory that cannot be shared with the back end.
+    #[error("{0}")]
+    Memory(String),
+    /// Not enough room where guest memory shall live.
+    #[error("guest memory of {wanted} does not fit on {path}, where {free} are free: {remedy}")]
+    Space {
+        /// The file or directory that holds the memory.
+        path: String,
+        /// Bytes wanted, for reading.
+        wanted: String,
+        /// Bytes free, for reading.
+        free: String,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// A place for guest memory that cannot even be looked at.
+    #[error("{path}, where guest memory shall live, cannot be used: {source}")]
+    MemoryPath {
+        /// The file or directory given.
+        path: String,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// A QEMU that lacks what a vhost-user NIC needs.
+    #[error("{program} is QEMU {version}, but a VDE NIC needs 5.2 or newer; set VDEQ_QEMU to a newer one")]
+    TooOld {
+        /// The program asked.
+        program: String,
+        /// Its version.
+        version: String,
+    },
+    /// A program that does not answer `--version` as QEMU does.
+    #[error("{program} --version does not name a QEMU version ({answer}); give a QEMU system emulator")]
+    NoVersion {
+        /// The program asked.
+        program: String,
+        /// What it did instead.
+        answer: String,
+    },
+    /// No such program.
+    #[error("{program} not found{hint}")]
+    NotFound {
+        /// The name looked for.
+        program: String,
+        /// Where it was looked for, or what to install.
+        hint: String,
+    },
+    /// A program that may not be executed.
+    #[error("{program} cannot be executed: {source}")]
+    NotExecutable {
+        /// The program's path.
+        program: String,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// The back end program is nowhere.
+    #[error("vhost-user-vde not found beside vdeq or on PATH; install it, or set VDEQ_BACKEND to its path")]
+    BackEndMissing,
+    /// The back end could not be started.
+    #[error("back end {program} cannot be started: {source}")]
+    BackEndStart {
+        /// Its path.
+        program: String,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// The back end ended before it said anything.
+    #[error("back end {0} ended before it was ready; start it by hand with --help to see whether it works")]
+    BackEndDied(String),
+    /// The back end said nothing in time.
+    #[error("back end {program} was not ready after {seconds} s; see whether the VDE switch answers at all")]
+    BackEndSilent {
+        /// Its path.
+        program: String,
+        /// How long it was waited for.
+        seconds: u64,
+    },
+    /// The back end refused, in its own words.
+    #[error("{sentence}")]
+    BackEndRefused {
+        /// Its exit status.
+        status: u8,
+        /// Its sentence.
+        sentence: String,
+    },
+    /// The private directory could not be made.
+    #[error("private directory {path} cannot be made: {source}")]
+    PrivateDir {
+        /// The directory.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// The private directory belongs to somebody else or is open to others.
+    #[error("{path} {problem}; remove it, or set XDG_RUNTIME_DIR to a directory of your own")]
+    PrivateDirUnsafe {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// A socket name that does not fit into a socket address.
+    #[error("socket path {0} is longer than 107 bytes; set XDG_RUNTIME_DIR to a shorter directory")]
+    SocketPath(PathBuf),
+    /// A system call that does not fail on a healthy machine.
+    #[error("{what}: {source}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// The system's reason.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// The exit status that this error ends in.
+    pub fn status(&self) -> u8 {
+        use ExitStatus as E;
+        match self {
+            Self::OptionValue { .. }
+            | Self::Mode { .. }
+            | Self::MissingValue(_)
+            | Self::Net { .. }
+            | Self::Segment { .. }
+            | Self::Size { .. } => E::CommandLine,
+            Self::Memory(_) | Self::Space { .. } | Self::MemoryPath { .. } => E::Memory,
+            Self::TooOld { .. } | Self::NoVersion { .. } => E::QemuVersion,
+            Self::NotFound { .. } => E::NotFound,
+            Self::NotExecutable { .. } => E::NotExecutable,
+            Self::BackEndRefused { status, .. } => return *status,
+            Self::BackEndMissing
+            | Self::BackEndStart { .. }
+            | Self::BackEndDied(_)
+            | Self::BackEndSilent { .. }
+            | Self::PrivateDir { .. }
+            | Self::PrivateDirUnsafe { .. }
+            | Self::SocketPath(_)
+            | Self::System { .. } => E::BackEnd,
+        }
+        .code()
+    }
+}

@@ -1,0 +1,195 @@
+//! What board the command line describes: its default RAM and how virtio devices are attached.
+//!
+//! QEMU would tell, but asking costs a process and 0.1 s; the boards that people run are listed here.
+
+use crate::argv::Token;
+use crate::props::Props;
+
+/// How a virtio NIC is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bus {
+    /// `virtio-net-pci`, also through `-net nic`.
+    Pci,
+    /// `virtio-net-device` on virtio-mmio.
+    Mmio,
+    /// `virtio-net-ccw`.
+    Ccw,
+    /// None: an ISA board, whose bare NIC is `ne2k_isa`.
+    Isa,
+}
+
+/// Facts about one board.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Board {
+    /// The id that QEMU gives to RAM made by `-m`; an object that takes its place must have it too,
+    /// or a migration from or to a plain QEMU fails.
+    pub ram_id: &'static str,
+    /// RAM without `-m`, in bytes, where known.
+    pub default_ram: Option<u64>,
+    /// Where a virtio NIC goes.
+    pub bus: Bus,
+}
+
+/// The machine as the command line has it, several `-machine` and `-M` merged.
+#[derive(Clone, Debug, Default)]
+pub struct Machine {
+    /// The type, if named.
+    pub kind: Option<String>,
+    /// The board, if listed.
+    pub board: Option<Board>,
+    /// `memory-backend=`.
+    pub memory_backend: Option<String>,
+    /// Guest memory is hidden from the host, therefore from the back end too.
+    pub confidential: bool,
+    /// The accelerators in the order of preference.
+    accelerators: Vec<String>,
+}
+
+impl Machine {
+    /// Reads the machine off the tokens; `program` is the emulator's file name.
+    pub fn read(program: &str, tokens: &[Token]) -> Self {
+        let mut machine = Self::default();
+        for token in tokens {
+            let text = token.text().unwrap_or("");
+            match token.name() {
+                Some("machine" | "M") => machine.merge(&Props::parse(text, "type")),
+                Some("accel") => {
+                    machine.accelerators.extend(Props::parse(text, "accel").get("accel").map(str::to_owned))
+                }
+                Some("enable-kvm") => machine.accelerators.push("kvm".into()),
+                _ => {}
+            }
+        }
+        if machine.accelerators.is_empty() && matches!(program, "kvm" | "qemu-kvm") {
+            machine.accelerators.push("kvm".into());
+        }
+        machine.board = board(architecture(program), machine.kind.as_deref());
+        machine
+    }
+
+    fn merge(&mut self, props: &Props) {
+        if let Some(kind) = props.get("type") {
+            self.kind = Some(kind.to_owned());
+        }
+        if let Some(id) = props.get("memory-backend") {
+            self.memory_backend = Some(id.to_owned());
+        }
+        if let Some(list) = props.get("accel") {
+            self.accelerators = list.split(':').map(str::to_owned).collect();
+        }
+        self.confidential |=
+            ["memory-encryption", "confidential-guest-support"].iter().any(|key| props.get(key).is_some());
+    }
+
+    /// Whether the user chose an accelerator.
+    pub fn names_accelerator(&self) -> bool {
+        !self.accelerators.is_empty()
+    }
+
+    /// Whether the guest would run under KVM if the host has it.
+    pub fn wants_kvm(&self) -> bool {
+        self.accelerators.first().is_some_and(|first| first == "kvm")
+    }
+
+    /// A machine without RAM and devices, made to ask QEMU questions.
+    pub fn is_none(&self) -> bool {
+        self.kind.as_deref() == Some("none")
+    }
+
+    /// Where a virtio NIC goes; PCI if nothing better is known.
+    pub fn bus(&self) -> Bus {
+        self.board.map_or(Bus::Pci, |board| board.bus)
+    }
+}
+
+/// The architecture in the emulator's name.
+fn architecture(program: &str) -> &str {
+    match program {
+        "kvm" | "qemu-kvm" => std::env::consts::ARCH,
+        _ => program.strip_prefix("qemu-system-").unwrap_or(""),
+    }
+}
+
+/// Looks a board up. Names of PC boards say their architecture; others are the same on several.
+fn board(arch: &str, kind: Option<&str>) -> Option<Board> {
+    const MIB: u64 = 1 << 20;
+    let versioned = |name: &str| {
+        kind.is_some_and(|kind| kind == name || kind.strip_prefix(name).is_some_and(|v| v.starts_with('-')))
+    };
+    let one = |ram_id, default_ram, bus| Some(Board { ram_id, default_ram, bus });
+    let x86 = matches!(arch, "x86_64" | "i386");
+    let old_pc = kind
+        .and_then(|kind| kind.strip_prefix("pc-"))
+        .is_some_and(|v| v.starts_with(|c: char| c.is_ascii_digit()));
+
+    match kind {
+        Some("microvm") => return one("microvm.ram", Some(128 * MIB), Bus::Mmio),
+        Some("isapc") => return one("pc.ram", Some(128 * MIB), Bus::Isa),
+        Some("pc" | "q35") => return one("pc.ram", Some(128 * MIB), Bus::Pci),
+        None if x86 => return one("pc.ram", Some(128 * MIB), Bus::Pci),
+        _ => {}
+    }
+    if old_pc || versioned("pc-i440fx") || versioned("pc-q35") {
+        return one("pc.ram", Some(128 * MIB), Bus::Pci);
+    }
+    match arch {
+        "arm" | "aarch64" if versioned("virt") => one("mach-virt.ram", Some(128 * MIB), Bus::Pci),
+        "aarch64" if versioned("sbsa-ref") => one("sbsa-ref.ram", Some(1024 * MIB), Bus::Pci),
+        "riscv32" | "riscv64" if versioned("virt") => one("riscv_virt_board.ram", Some(128 * MIB), Bus::Pci),
+        "loongarch64" if kind.is_none() || versioned("virt") => one("loongarch.ram", None, Bus::Pci),
+        "ppc64" if kind.is_none() || versioned("pseries") => one("ppc_spapr.ram", Some(512 * MIB), Bus::Pci),
+        "s390x" if kind.is_none() || versioned("s390-ccw-virtio") => {
+            one("s390.ram", Some(128 * MIB), Bus::Ccw)
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::argv::scan;
+    use std::ffi::OsString;
+
+    fn read(program: &str, line: &str) -> Machine {
+        let words: Vec<OsString> = line.split_whitespace().map(OsString::from).collect();
+        Machine::read(program, &scan(&words))
+    }
+
+    #[test]
+    fn read_boards() {
+        for (program, line, ram) in [
+            ("qemu-system-x86_64", "", Some("pc.ram")),
+            ("qemu-system-i386", "-M pc-1.3", Some("pc.ram")),
+            ("qemu-system-x86_64", "-machine type=pc-q35-9.2", Some("pc.ram")),
+            ("qemu-system-x86_64", "-M q35 -machine microvm,acpi=off", Some("microvm.ram")),
+            ("my-emulator", "-M q35", Some("pc.ram")),
+            ("my-emulator", "", None),
+            ("my-emulator", "-M virt", None),
+            ("qemu-system-aarch64", "-M virt-9.2,gic-version=3", Some("mach-virt.ram")),
+            ("qemu-system-aarch64", "-M virtual", None),
+            ("qemu-system-aarch64", "-M raspi3b", None),
+            ("qemu-system-riscv64", "-machine virt", Some("riscv_virt_board.ram")),
+            ("qemu-system-ppc64", "-accel tcg", Some("ppc_spapr.ram")),
+            ("qemu-system-s390x", "", Some("s390.ram")),
+            ("qemu-system-x86_64", "-M xenfv", None),
+        ] {
+            assert_eq!(read(program, line).board.map(|b| b.ram_id), ram, "{program} {line}");
+        }
+    }
+
+    #[test]
+    fn read_accelerators() {
+        for (line, kvm) in [
+            ("-enable-kvm", true),
+            ("--enable-kvm", true),
+            ("-accel kvm,kernel-irqchip=split -accel tcg", true),
+            ("-machine pc,accel=kvm:tcg", true),
+            ("-machine accel=tcg:kvm", false),
+            ("-accel tcg", false),
+            ("", false),
+        ] {
+            assert_eq!(read("qemu-system-x86_64", line).wants_kvm(), kvm, "{line}");
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! What will be run: plain data, printable as shell lines and as JSON.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+
+use serde::{Serialize, Serializer};
+
+use crate::memory::Memory;
+use crate::props::double;
+
+/// Name under which the switch lists our connections, as the old wrapper's did.
+pub const DESCRIPTION: &str = "vdeqemu";
+
+/// A VM about to be started.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Plan {
+    /// Path of the emulator.
+    pub program: String,
+    /// Its arguments.
+    #[serde(serialize_with = "as_text")]
+    pub arguments: Vec<OsString>,
+    /// Its version, if it had to be known.
+    pub qemu_version: Option<String>,
+    /// The back end, if the VM has a NIC of ours.
+    pub back_end: Option<BackEnd>,
+    /// What became of guest memory.
+    pub memory: Option<Memory>,
+    /// What the user is told.
+    pub notices: Vec<String>,
+}
+
+/// The back end of one VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct BackEnd {
+    /// Directory of its sockets, removed when the VM ends.
+    pub private_dir: String,
+    /// The NICs it serves.
+    pub nics: Vec<NicPlan>,
+}
+
+/// One NIC that the back end serves.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct NicPlan {
+    /// The legacy segment that it was in.
+    pub vlan: u32,
+    /// The device that the guest sees.
+    pub model: String,
+    /// Its MAC address, if given.
+    pub macaddr: Option<String>,
+    /// Its netdev, the name for QMP.
+    pub netdev: String,
+    /// Its vhost-user socket.
+    pub socket: String,
+    /// Locators of its networks.
+    pub links: Vec<String>,
+}
+
+impl BackEnd {
+    /// The back end's arguments, the two descriptors excepted.
+    pub fn arguments(&self) -> Vec<String> {
+        let mut words = vec![
+            "--private-dir".into(),
+            self.private_dir.clone(),
+            "--description".into(),
+            DESCRIPTION.into(),
+        ];
+        for nic in &self.nics {
+            let mut value = format!("socket-path={}", double(&nic.socket));
+            for link in &nic.links {
+                value.push_str(&format!(",link={}", double(link)));
+            }
+            words.extend(["--nic".into(), value]);
+        }
+        words
+    }
+}
+
+impl Plan {
+    /// The plan as lines for a shell: the back end in the background, then QEMU.
+    pub fn shell(&self) -> String {
+        let mut lines = String::new();
+        if let Some(back_end) = &self.back_end {
+            lines.push_str("vhost-user-vde");
+            for word in back_end.arguments() {
+                lines.push(' ');
+                lines.push_str(&quote(OsStr::new(&word)));
+            }
+            lines.push_str(" &\n");
+        }
+        lines.push_str(&quote(OsStr::new(&self.program)));
+        for word in &self.arguments {
+            lines.push(' ');
+            lines.push_str(&quote(word));
+        }
+        lines.push('\n');
+        lines
+    }
+
+    /// The plan as JSON. Words that are not text are shown with replacement characters.
+    pub fn json(&self) -> String {
+        serde_json::to_string_pretty(self).unwrap_or_else(|error| format!("{{\"error\": \"{error}\"}}"))
+    }
+}
+
+fn as_text<S: Serializer>(words: &[OsString], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(words.iter().map(|word| word.to_string_lossy()))
+}
+
+/// Quotes a word so that a shell reads it as it is.
+fn quote(word: &OsStr) -> String {
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"_@%+=:,./-".contains(byte);
+    match word.to_str() {
+        Some(text) if !text.is_empty() && text.bytes().all(|byte| plain(&byte)) => text.to_owned(),
+        Some(text) => format!("'{}'", text.replace('\'', r"'\''")),
+        None => {
+            let bytes = word.as_bytes().iter();
+            let escaped: String = bytes
+                .map(
+                    |byte| if plain(byte) { char::from(*byte).to_string() } else { format!("\\x{byte:02x}") },
+                )
+                .collect();
+            format!("$'{escaped}'")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quote_words() {
+        for (word, quoted) in
+            [("a,b=c", "a,b=c"), ("", "''"), ("a b", "'a b'"), ("it's", r"'it'\''s'"), ("$x", "'$x'")]
+        {
+            assert_eq!(quote(OsStr::new(word)), quoted);
+        }
+        assert_eq!(quote(OsStr::from_bytes(b"a\xff'")), r"$'a\xff\x27'");
+    }
+
+    #[test]
+    fn arguments_double_commas() {
+        let nic = NicPlan {
+            vlan: 0,
+            model: "virtio-net-pci".into(),
+            macaddr: None,
+            netdev: "vdeq0n".into(),
+            socket: "/run/a,b/0.sock".into(),
+            links: vec!["/tmp/x,y".into(), String::new()],
+        };
+        let back_end = BackEnd { private_dir: "/run/a,b".into(), nics: vec![nic] };
+        let expected = ["--private-dir", "/run/a,b", "--description", "vdeqemu", "--nic"];
+        let arguments = back_end.arguments();
+        assert_eq!(arguments[..5], expected);
+        assert_eq!(arguments[5], "socket-path=/run/a,,b/0.sock,link=/tmp/x,,y,link=");
+    }
+}

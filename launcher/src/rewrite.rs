@@ -1,0 +1,391 @@
+//! From an old command line to one that a present QEMU understands. No side effects.
+//!
+//! Each `-net` segment with a VDE link gets one of these roles:
+//!
+//! | segment | becomes |
+//! |---|---|
+//! | one virtio NIC, one or more links | chardev, vhost-user netdev and the NIC, at the NIC's place |
+//! | one NIC of another model, one link | QEMU's own `-netdev vde` and the NIC |
+//! | links, no NIC | nothing, with a warning: QEMU would idle as well |
+//! | anything that needs a hub | a refusal |
+//!
+//! The NIC stays a `-net nic` where that is possible, because QEMU creates those with the machine:
+//! turned into `-device` it might land in another slot, and the guest would rename its interface.
+//! A command line without any VDE option comes out exactly as it went in, and so does the outcome of
+//! a rewriting.
+
+use std::ffi::OsString;
+
+use crate::argv::{Token, scan};
+use crate::cli::Request;
+use crate::error::Error;
+use crate::legacy::{self, Nic, Segment, Segments};
+use crate::locator::Link;
+use crate::machine::{Bus, Machine};
+use crate::memory;
+use crate::plan::{BackEnd, NicPlan, Plan};
+use crate::props::{Props, double};
+use crate::version::QemuVersion;
+
+/// What must be known beyond the command line, for a VM with a NIC of ours.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// The version of the emulator.
+    pub version: QemuVersion,
+    /// Whether the host lets us use KVM.
+    pub kvm_usable: bool,
+    /// The directory for the sockets of this VM.
+    pub private_dir: String,
+}
+
+/// A command line that was read and understood.
+#[derive(Debug)]
+pub struct Rewrite {
+    tokens: Vec<Token>,
+    machine: Machine,
+    segments: Segments,
+    served: Vec<Served>,
+    prefix: String,
+}
+
+/// A segment with one NIC and at least one link.
+#[derive(Debug)]
+struct Served {
+    vlan: u32,
+    nic: Nic,
+    links: Vec<(Option<usize>, Link)>,
+    model: Model,
+}
+
+/// The NIC's model, by who can serve it.
+#[derive(Debug, PartialEq, Eq)]
+enum Model {
+    Virtio(String),
+    Other(String),
+}
+
+impl Rewrite {
+    /// Reads a command line; `program` is the emulator's file name.
+    pub fn read(program: &str, request: &Request) -> Result<Self, Error> {
+        let tokens = scan(&request.args);
+        let machine = Machine::read(program, &tokens);
+        // Questions to QEMU, and the VM without anything that is used to ask them, stay as they are.
+        let asks = machine.is_none() || tokens.iter().any(Token::is_query);
+        let segments = match asks {
+            true => Segments::new(),
+            false => legacy::read(&tokens, request.sock.as_deref(), request.mode.as_deref())?,
+        };
+        let has_vde = segments.values().any(|segment| !segment.links.is_empty());
+        if let Some(last) = tokens.last().filter(|last| has_vde && last.lacks_value()) {
+            return Err(Error::MissingValue(last.words()[0].to_string_lossy().into_owned()));
+        }
+        let mut served = Vec::new();
+        for (&vlan, segment) in &segments {
+            served.extend(serve(vlan, segment, &tokens, &machine)?);
+        }
+        served.sort_by_key(|served| served.nic.token);
+        let prefix = unused_prefix(&request.args);
+        Ok(Self { tokens, machine, segments, served, prefix })
+    }
+
+    /// Whether the VM gets a NIC that our back end serves: then [`Facts`] are needed.
+    pub fn needs_back_end(&self) -> bool {
+        self.served.iter().any(|served| matches!(served.model, Model::Virtio(_)))
+    }
+
+    /// The plan for a VM; `program` is the path of the emulator.
+    pub fn plan(&self, program: &str, facts: &Facts) -> Result<Plan, Error> {
+        let mut edits = Edits::new(self.tokens.len());
+        if self.segments.values().any(|segment| !segment.links.is_empty()) {
+            self.drop_unused(&mut edits);
+            self.free_foreign(&mut edits)?;
+        }
+        let mut nics = Vec::new();
+        for (index, served) in self.served.iter().enumerate() {
+            let id = format!("{}{index}n", self.prefix);
+            match &served.model {
+                Model::Virtio(model) => {
+                    nics.push(self.wire(served, model, nics.len(), &id, facts, &mut edits))
+                }
+                Model::Other(model) => self.leave_to_qemu(served, model, &id, &mut edits),
+            }
+        }
+        let mut plan = Plan { program: program.to_owned(), ..Plan::default() };
+        if !nics.is_empty() {
+            plan.memory = Some(memory::share(&self.machine, &self.tokens, &mut edits)?);
+            plan.qemu_version = Some(facts.version.to_string());
+            plan.back_end = Some(BackEnd { private_dir: facts.private_dir.clone(), nics });
+        }
+        plan.arguments = edits.apply(&self.tokens);
+        plan.notices = edits.notices;
+        Ok(plan)
+    }
+
+    /// Takes links without a NIC off the command line.
+    fn drop_unused(&self, edits: &mut Edits) {
+        for (vlan, segment) in self.segments.iter().filter(|(_, segment)| segment.nics.is_empty()) {
+            for (token, _) in &segment.links {
+                let at = token.iter().copied();
+                at.for_each(|at| edits.remove(at));
+            }
+            if !segment.links.is_empty() {
+                edits.notice(format!(
+                    "-net vde in vlan {vlan} has no NIC and is left out; add -net nic,vlan={vlan}"
+                ));
+            }
+        }
+        let network = |token: &Token| matches!(token.name(), Some("net" | "nic" | "netdev" | "nodefaults"));
+        let left = self.tokens.iter().enumerate().any(|(at, token)| network(token) && !edits.is_removed(at));
+        // Without any of these QEMU would add a NIC on its user network, which nobody asked for.
+        if !left && self.served.is_empty() {
+            edits.append(["-nic", "none"]);
+        }
+    }
+
+    /// Makes a segment that has nothing to do with VDE acceptable to QEMU: one such segment can be
+    /// QEMU's hub 0 whatever its number was.
+    fn free_foreign(&self, edits: &mut Edits) -> Result<(), Error> {
+        let mut plain = self.segments.iter().filter(|(_, segment)| segment.links.is_empty());
+        let Some((_, segment)) = plain.next() else { return Ok(()) };
+        if let Some((&vlan, _)) = plain.next() {
+            return Err(Error::Segment {
+                vlan,
+                problem: "a second segment without VDE is not supported yet; write its members as -netdev TYPE,id=ID \
+                          and -device MODEL,netdev=ID"
+                    .into(),
+            });
+        }
+        let nics = segment.nics.iter().filter_map(|nic| nic.token);
+        for at in nics.chain(segment.foreign.iter().map(|foreign| foreign.token)) {
+            let mut props = Props::parse(self.tokens[at].text().unwrap_or(""), "type");
+            if props.get("vlan").is_some() || props.get("name").is_some() {
+                props.remove("vlan");
+                props.rename("name", "id");
+                edits.replace(at, ["-net", &props.render()]);
+            }
+        }
+        Ok(())
+    }
+
+    /// Turns a segment into a vhost-user NIC.
+    fn wire(
+        &self,
+        served: &Served,
+        model: &str,
+        index: usize,
+        id: &str,
+        facts: &Facts,
+        edits: &mut Edits,
+    ) -> NicPlan {
+        let nic = &served.nic;
+        let socket = format!("{}/{index}.sock", facts.private_dir);
+        let chardev = format!("{}c", id.strip_suffix('n').unwrap_or(id));
+        let backend = format!("socket,id={chardev},path={},{}", double(&socket), facts.version.reconnect());
+        let netdev = format!("vhost-user,id={id},chardev={chardev}");
+
+        let kvm = self.machine.wants_kvm() && facts.kvm_usable;
+        let is_pci = model.starts_with("virtio-net-pci");
+        let vectors = match &nic.vectors {
+            Some(given) => Some(given.as_str()),
+            None if facts.version.crashes_with_msix() && !kvm => Some("0"),
+            None => None,
+        };
+        let front = self.front_end(nic, model, id, vectors.filter(|_| is_pci));
+        let words = ["-chardev", &backend, "-netdev", &netdev, front[0].as_str(), front[1].as_str()];
+        match nic.token {
+            Some(at) => edits.replace(at, words),
+            None => edits.prepend(words),
+        }
+        for (token, link) in &served.links {
+            token.iter().for_each(|&at| edits.remove(at));
+            for key in link.useless() {
+                edits.notice(format!("{key}= means nothing to {} and is ignored", link.sock));
+            }
+        }
+        if nic.model.is_none() && nic.token.is_some() {
+            edits.notice(format!(
+                "-net nic without model= is {model}; write model=e1000 or another to choose"
+            ));
+        }
+        let links = served.links.iter().map(|(_, link)| link.locator()).collect();
+        NicPlan {
+            vlan: served.vlan,
+            model: model.to_owned(),
+            macaddr: nic.macaddr.clone(),
+            netdev: id.into(),
+            socket,
+            links,
+        }
+    }
+
+    /// Turns a segment into QEMU's own VDE client and the NIC.
+    fn leave_to_qemu(&self, served: &Served, model: &str, id: &str, edits: &mut Edits) {
+        for (token, link) in &served.links {
+            let mut netdev = format!("vde,id={id}");
+            let port = link.port.map(|port| port.to_string());
+            let sock = Some(&link.sock).filter(|sock| !sock.is_empty());
+            for (key, value) in [
+                ("sock", sock),
+                ("port", port.as_ref()),
+                ("group", link.group.as_ref()),
+                ("mode", link.mode.as_ref()),
+            ] {
+                if let Some(value) = value {
+                    netdev.push_str(&format!(",{key}={}", double(value)));
+                }
+            }
+            match *token {
+                Some(at) => edits.replace(at, ["-netdev", &netdev]),
+                None => edits.prepend(["-netdev", &netdev]),
+            }
+        }
+        let front = self.front_end(&served.nic, model, id, served.nic.vectors.as_deref());
+        match served.nic.token {
+            Some(at) => edits.replace(at, &front),
+            None => edits.prepend(&front),
+        }
+        edits.notice(format!(
+            "model {model} is not virtio: QEMU's own VDE client serves it; model=virtio is faster"
+        ));
+    }
+
+    /// The NIC itself, connected to the netdev `id`.
+    fn front_end(&self, nic: &Nic, model: &str, id: &str, vectors: Option<&str>) -> [String; 2] {
+        // `-net nic` takes models, not every device, and QEMU 10 ignores its addr=. A device that claims
+        // a slot may collide with a NIC that is created before it.
+        let virtio_device = model.starts_with("virtio-net-") && model != "virtio-net-pci";
+        let device = virtio_device || nic.addr.is_some() || self.tokens.iter().any(has_slot);
+        let mut text = match device {
+            true => format!("{},netdev={id}", double(model)),
+            false => format!("nic,netdev={id},model={}", double(model)),
+        };
+        let mac = if device { "mac" } else { "macaddr" };
+        let rest = [
+            (mac, nic.macaddr.as_deref()),
+            ("vectors", vectors),
+            ("addr", nic.addr.as_deref()),
+            ("id", nic.id.as_deref()),
+        ];
+        for (key, value) in rest {
+            if let Some(value) = value {
+                text.push_str(&format!(",{key}={}", double(value)));
+            }
+        }
+        [if device { "-device" } else { "-net" }.to_owned(), text]
+    }
+}
+
+/// Decides who serves a segment; `None` if nobody has to.
+fn serve(vlan: u32, segment: &Segment, tokens: &[Token], machine: &Machine) -> Result<Option<Served>, Error> {
+    let refuse = |problem: String| Err(Error::Segment { vlan, problem });
+    if segment.links.is_empty() {
+        return Ok(None);
+    }
+    if let Some(foreign) = segment.foreign.first() {
+        let kind = &foreign.kind;
+        return refuse(format!(
+            "-net {kind} beside -net vde is not supported yet; give it a NIC of its own: \
+             -netdev {kind},id=other -device virtio-net-pci,netdev=other"
+        ));
+    }
+    let nic = match segment.nics.as_slice() {
+        [] => return Ok(None),
+        [nic] => nic.clone(),
+        _ => {
+            return refuse(
+                "several NICs on one -net vde are not supported yet; give each its own -net vde with another vlan=".into(),
+            );
+        }
+    };
+    nic.check(tokens)?;
+    let model = model_of(&nic, machine.bus());
+    if let (Model::Other(model), 2..) = (&model, segment.links.len()) {
+        return refuse(format!(
+            "{model} on several networks is not supported yet; use model=virtio, or one network"
+        ));
+    }
+    Ok(Some(Served { vlan, nic, links: segment.links.clone(), model }))
+}
+
+/// The device that a NIC's model means on this machine.
+fn model_of(nic: &Nic, bus: Bus) -> Model {
+    let virtio = match bus {
+        Bus::Pci | Bus::Isa => "virtio-net-pci",
+        Bus::Mmio => "virtio-net-device",
+        Bus::Ccw => "virtio-net-ccw",
+    };
+    match nic.model.as_deref() {
+        None if bus == Bus::Isa => Model::Other("ne2k_isa".into()),
+        None | Some("virtio" | "virtio-net") => Model::Virtio(virtio.into()),
+        Some(model) if model.starts_with("virtio-net-") => Model::Virtio(model.into()),
+        Some(model) => Model::Other(model.into()),
+    }
+}
+
+/// Whether this is a device in a slot chosen by the user.
+fn has_slot(token: &Token) -> bool {
+    let text = token.text().filter(|_| token.is("device")).unwrap_or("");
+    match text.starts_with('{') {
+        true => serde_json::from_str::<serde_json::Value>(text).is_ok_and(|json| json.get("addr").is_some()),
+        false => Props::parse(text, "driver").get("addr").is_some(),
+    }
+}
+
+/// A beginning of ids that no word of the user contains.
+fn unused_prefix(args: &[OsString]) -> String {
+    let mut prefix = String::from("vdeq");
+    let taken = |prefix: &str| args.iter().any(|word| word.to_string_lossy().contains(&format!("{prefix}0")));
+    while taken(&prefix) {
+        prefix.push('x');
+    }
+    prefix
+}
+
+/// Changes to the argument list, kept apart from it so that every other word stays as it was.
+#[derive(Debug)]
+pub struct Edits {
+    front: Vec<OsString>,
+    replaced: Vec<Option<Vec<OsString>>>,
+    back: Vec<OsString>,
+    notices: Vec<String>,
+}
+
+impl Edits {
+    fn new(tokens: usize) -> Self {
+        Self { front: Vec::new(), replaced: vec![None; tokens], back: Vec::new(), notices: Vec::new() }
+    }
+
+    /// Puts words in the place of a token.
+    pub fn replace<S: AsRef<str>>(&mut self, at: usize, words: impl IntoIterator<Item = S>) {
+        self.replaced[at] = Some(words.into_iter().map(|word| word.as_ref().into()).collect());
+    }
+
+    /// Takes a token away.
+    pub fn remove(&mut self, at: usize) {
+        self.replaced[at] = Some(Vec::new());
+    }
+
+    /// Adds words behind everything else.
+    pub fn append<S: AsRef<str>>(&mut self, words: impl IntoIterator<Item = S>) {
+        self.back.extend(words.into_iter().map(|word| OsString::from(word.as_ref())));
+    }
+
+    /// Tells the user something before QEMU starts.
+    pub fn notice(&mut self, text: String) {
+        self.notices.push(text);
+    }
+
+    fn prepend<S: AsRef<str>>(&mut self, words: impl IntoIterator<Item = S>) {
+        self.front.extend(words.into_iter().map(|word| OsString::from(word.as_ref())));
+    }
+
+    fn is_removed(&self, at: usize) -> bool {
+        self.replaced[at].as_ref().is_some_and(Vec::is_empty)
+    }
+
+    fn apply(&self, tokens: &[Token]) -> Vec<OsString> {
+        let middle = tokens.iter().zip(&self.replaced);
+        let middle = middle.flat_map(|(token, new)| new.as_deref().unwrap_or(token.words()));
+        self.front.iter().chain(middle).chain(&self.back).cloned().collect()
+    }
+}

@@ -1,0 +1,132 @@
+//! Everything with side effects: from a command line to QEMU.
+//!
+//! Order matters. First all that can be wrong is found out (program, command line, version, room for
+//! guest memory, back end program), then the private directory is made and the back end started, and
+//! only when it says that it is ready does this process become QEMU. Whoever fails in between leaves
+//! nothing behind: the back end ends and removes the directory when the lifeline closes, and the
+//! lifeline is open in this process only.
+
+mod back_end;
+mod private_dir;
+mod probe;
+mod program;
+mod space;
+mod sys;
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::process::Command as Process;
+
+use crate::cli::{self, Command, Request, USAGE};
+use crate::error::Error;
+use crate::plan::Plan;
+use crate::rewrite::{Facts, Rewrite};
+use crate::version::QemuVersion;
+use private_dir::PrivateDir;
+use program::Program;
+
+/// Runs the wrapper; returns the exit status if it does not become QEMU.
+pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
+    let outcome = cli::parse(args).and_then(|command| match command {
+        Command::Help { program } => help(program),
+        Command::Version => print(concat!("vdeq ", env!("CARGO_PKG_VERSION"), "\n")),
+        Command::Run(request) => start(request),
+    });
+    match outcome {
+        Ok(()) => 0,
+        Err(error) => {
+            say(&error.to_string());
+            error.status()
+        }
+    }
+}
+
+/// Prints one message. A closed stderr is no reason to fail.
+fn say(text: &str) {
+    let mut line = String::from("vdeq: ");
+    // A name or a sentence from elsewhere must not smuggle control characters to a terminal.
+    line.extend(text.chars().map(|c| if c.is_control() { ' ' } else { c }));
+    line.push('\n');
+    std::io::stderr().write_all(line.as_bytes()).ok();
+}
+
+fn print(text: &str) -> Result<(), Error> {
+    let written = std::io::stdout().write_all(text.as_bytes());
+    written.map_err(|source| Error::System { what: "cannot write to standard output", source })
+}
+
+/// Prints the usage, as the old wrapper did on stderr, and lets a link's program print its own.
+fn help(program: Option<OsString>) -> Result<(), Error> {
+    std::io::stderr().write_all(USAGE.as_bytes()).ok();
+    match program {
+        None => Ok(()),
+        Some(name) => become_qemu(&program::find(&name)?, &["-h".into()], None),
+    }
+}
+
+fn start(mut request: Request) -> Result<(), Error> {
+    let program = program::find(&request.program)?;
+    if program.is_kvm_stand_in {
+        program::prefer_kvm(&mut request.args);
+    }
+    let rewrite = Rewrite::read(&program.emulator, &request)?;
+    if !rewrite.needs_back_end() {
+        let facts = Facts { version: QemuVersion::OLDEST, kvm_usable: false, private_dir: String::new() };
+        let plan = rewrite.plan(&program.path, &facts)?;
+        return match request.print_plan {
+            true => print_plan(&plan),
+            false => {
+                plan.notices.iter().for_each(|notice| say(notice));
+                become_qemu(&program, &plan.arguments, None)
+            }
+        };
+    }
+    let version = probe::version(&program.path)?;
+    if version < QemuVersion::OLDEST {
+        return Err(Error::TooOld { program: program.path, version: version.to_string() });
+    }
+    let mut facts =
+        Facts { version, kvm_usable: sys::kvm_usable(), private_dir: private_dir::STAND_IN.into() };
+    if request.print_plan {
+        return print_plan(&rewrite.plan(&program.path, &facts)?);
+    }
+    let private_dir = PrivateDir::choose()?;
+    facts.private_dir.clone_from(&private_dir.path);
+    let plan = rewrite.plan(&program.path, &facts)?;
+    plan.notices.iter().for_each(|notice| say(notice));
+    let lifeline = serve(&plan, private_dir)?;
+    become_qemu(&program, &plan.arguments, lifeline)
+}
+
+fn print_plan(plan: &Plan) -> Result<(), Error> {
+    print(&format!("{}{}\n", plan.shell(), plan.json()))
+}
+
+/// Checks what only the machine can tell, then starts the back end; gives the lifeline.
+fn serve(plan: &Plan, private_dir: PrivateDir) -> Result<Option<OwnedFd>, Error> {
+    let Some(back_end) = &plan.back_end else { return Ok(None) };
+    for place in plan.memory.iter().flat_map(|memory| &memory.places) {
+        space::check(place)?;
+    }
+    let program = back_end::find()?;
+    let private_dir = private_dir.create(&back_end.nics)?;
+    // QEMU closes its standard descriptors when it goes to the background, so that callers who read
+    // them to the end go on; a back end that kept them would hold such callers until the VM ends.
+    let quiet = plan.arguments.iter().any(|word| word == "-daemonize" || word == "--daemonize");
+    let lifeline = back_end::start(&program, &back_end.arguments(), quiet)?;
+    // From here on the directory is the back end's to remove.
+    private_dir.hand_over();
+    Ok(Some(lifeline))
+}
+
+/// Becomes QEMU; returns only if that fails. The lifeline is passed on; SIGPIPE and the signal mask
+/// are set back to their defaults by the standard library's `exec`.
+fn become_qemu(program: &Program, args: &[OsString], lifeline: Option<OwnedFd>) -> Result<(), Error> {
+    if let Some(lifeline) = &lifeline {
+        sys::keep_through_exec(lifeline)?;
+    }
+    let source = Process::new(&program.path).arg0(&program.argv0).args(args).exec();
+    Err(program::exec_error(&program.path, source))
+}

@@ -1,0 +1,148 @@
+//! The directory of one VM's sockets.
+//!
+//! It lies below a directory that only we may enter: `/run/vdeq` for root, `$XDG_RUNTIME_DIR/vdeq`
+//! for others, else `/tmp/vdeq-UID`, which is looked at closely because anybody may have made it.
+
+use std::env;
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use crate::error::Error;
+use crate::plan::NicPlan;
+
+/// What `--print-plan` shows instead.
+pub const STAND_IN: &str = "/run/vdeq/PID";
+
+/// Longest name in a socket address, its final NUL excepted.
+const LONGEST_SOCKET: usize = 107;
+
+/// A private directory; removed when this value is dropped, unless handed over.
+#[derive(Debug)]
+pub struct PrivateDir {
+    /// Its path.
+    pub path: String,
+    exists: bool,
+}
+
+impl PrivateDir {
+    /// Makes sure of the parent directory and picks a free name in it.
+    pub fn choose() -> Result<Self, Error> {
+        let mut problem = None;
+        for base in bases() {
+            match make_base(&base) {
+                Ok(()) => return Ok(Self { path: free_name(&base)?, exists: false }),
+                // Somebody's trap is not to be walked around in silence.
+                Err(error @ Error::PrivateDirUnsafe { .. }) => return Err(error),
+                Err(error) => problem = problem.or(Some(error)),
+            }
+        }
+        Err(problem.unwrap_or_else(|| Error::PrivateDir {
+            path: "/tmp".into(),
+            source: io::ErrorKind::NotFound.into(),
+        }))
+    }
+
+    /// Makes the directory.
+    pub fn create(mut self, nics: &[NicPlan]) -> Result<Self, Error> {
+        if let Some(nic) = nics.iter().find(|nic| nic.socket.len() > LONGEST_SOCKET) {
+            return Err(Error::SocketPath((&nic.socket).into()));
+        }
+        let made = DirBuilder::new().mode(0o700).create(&self.path);
+        made.map_err(|source| Error::PrivateDir { path: (&self.path).into(), source })?;
+        self.exists = true;
+        Ok(self)
+    }
+
+    /// Leaves the removal to the back end.
+    pub fn hand_over(mut self) {
+        self.exists = false;
+    }
+}
+
+impl Drop for PrivateDir {
+    fn drop(&mut self) {
+        if self.exists {
+            // The back end that failed may be removing it at this moment.
+            fs::remove_dir_all(&self.path).ok();
+        }
+    }
+}
+
+/// Where private directories may be, the best place first.
+fn bases() -> Vec<PathBuf> {
+    let uid = rustix::process::geteuid();
+    let best = match uid.is_root() {
+        true => Some(PathBuf::from("/run/vdeq")),
+        false => env::var_os("XDG_RUNTIME_DIR")
+            .filter(|dir| !dir.is_empty())
+            .map(|dir| PathBuf::from(dir).join("vdeq")),
+    };
+    best.into_iter().chain([PathBuf::from(format!("/tmp/vdeq-{}", uid.as_raw()))]).collect()
+}
+
+/// Makes the parent directory, or checks that the one that is there is ours alone.
+fn make_base(base: &Path) -> Result<(), Error> {
+    let failed = |source| Error::PrivateDir { path: base.to_owned(), source };
+    let made = DirBuilder::new().mode(0o700).create(base);
+    if made.as_ref().is_err_and(|error| error.kind() != io::ErrorKind::AlreadyExists) {
+        return made.map_err(failed);
+    }
+    let found = fs::symlink_metadata(base).map_err(failed)?;
+    let problem = if !found.is_dir() {
+        "is not a directory"
+    } else if found.uid() != rustix::process::geteuid().as_raw() {
+        "belongs to another user"
+    } else if found.mode() & 0o077 != 0 {
+        "is open to other users"
+    } else {
+        return Ok(());
+    };
+    Err(Error::PrivateDirUnsafe { path: base.to_owned(), problem })
+}
+
+/// A name with our PID that is not taken: a QEMU that went to the background still uses the name of a
+/// process that is gone, and PIDs come round.
+fn free_name(base: &Path) -> Result<String, Error> {
+    let pid = std::process::id().to_string();
+    let names = std::iter::once(pid.clone()).chain((1..1000).map(|n| format!("{pid}-{n}")));
+    let mut paths = names.map(|name| base.join(name));
+    let free = paths.find(|path| fs::symlink_metadata(path).is_err());
+    // The path becomes part of options, which are text.
+    let text = free.and_then(|path| path.into_os_string().into_string().ok());
+    text.ok_or_else(|| Error::PrivateDirUnsafe {
+        path: base.to_owned(),
+        problem: "is full or has a name that is not text",
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    #[test]
+    fn make_base_refuses_what_others_may_use() {
+        let scratch = tempfile::tempdir().expect("scratch");
+        let base = scratch.path().join("vdeq");
+        make_base(&base).expect("made");
+        make_base(&base).expect("found again");
+        assert_eq!(fs::metadata(&base).expect("stat").mode() & 0o777, 0o700);
+
+        fs::set_permissions(&base, fs::Permissions::from_mode(0o755)).expect("chmod");
+        assert!(make_base(&base).expect_err("open").to_string().contains("open to other users"));
+        let link = scratch.path().join("link");
+        symlink(scratch.path(), &link).expect("link");
+        assert!(make_base(&link).expect_err("link").to_string().contains("is not a directory"));
+        assert!(matches!(make_base(&scratch.path().join("no/vdeq")), Err(Error::PrivateDir { .. })));
+    }
+
+    #[test]
+    fn free_name_passes_by_what_is_taken() {
+        let scratch = tempfile::tempdir().expect("scratch");
+        let first = free_name(scratch.path()).expect("free");
+        fs::create_dir(&first).expect("mkdir");
+        assert_eq!(free_name(scratch.path()).expect("free"), format!("{first}-1"));
+    }
+}
