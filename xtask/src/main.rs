@@ -37,8 +37,8 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
-        Command::Deps(args) => deps::run(&args),
-        Command::Image(args) => image::run(&args),
+        Command::Deps(args) => step::timed("packages", || deps::run(&args)),
+        Command::Image(args) => step::timed("test guests", || image::run(&args)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
