@@ -203,9 +203,7 @@ impl Rewrite {
             }
         }
         if nic.model.is_none() && nic.token.is_some() {
-            edits.notice(format!(
-                "-net nic without model= is {model}; write model=e1000 or another to choose"
-            ));
+            edits.notice(format!("-net nic without model= is {model}; write model= to choose another"));
         }
         let links = served.links.iter().map(|(_, link)| link.locator()).collect();
         NicPlan {
@@ -372,7 +370,9 @@ impl Edits {
 
     /// Tells the user something before QEMU starts.
     pub fn notice(&mut self, text: String) {
-        self.notices.push(text);
+        if !self.notices.contains(&text) {
+            self.notices.push(text);
+        }
     }
 
     fn prepend<S: AsRef<str>>(&mut self, words: impl IntoIterator<Item = S>) {

@@ -19,6 +19,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::process::Command as Process;
 
+use crate::argv::scan;
 use crate::cli::{self, Command, Request, USAGE};
 use crate::error::Error;
 use crate::plan::Plan;
@@ -114,7 +115,7 @@ fn serve(plan: &Plan, private_dir: PrivateDir) -> Result<Option<OwnedFd>, Error>
     let private_dir = private_dir.create(&back_end.nics)?;
     // QEMU closes its standard descriptors when it goes to the background, so that callers who read
     // them to the end go on; a back end that kept them would hold such callers until the VM ends.
-    let quiet = plan.arguments.iter().any(|word| word == "-daemonize" || word == "--daemonize");
+    let quiet = scan(&plan.arguments).iter().any(|token| token.is("daemonize"));
     let lifeline = back_end::start(&program, &back_end.arguments(), quiet)?;
     // From here on the directory is the back end's to remove.
     private_dir.hand_over();
