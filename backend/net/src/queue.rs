@@ -38,13 +38,14 @@ impl Queue {
         Self { ring, kick, call, enabled, accepted: Accepted::new(features) }
     }
 
-    /// Takes chains into the window; a broken ring counts as an empty one, once with a line in the log.
+    /// Takes chains into the window; a broken ring counts as an empty one. The guest can break it as often as it resets the
+    /// device, so the log's default level does not show it.
     pub fn fill(&mut self, max: usize, counters: &Counters, name: &str) -> usize {
         let filled = self.ring.fill(max);
         counters.bad_chains.add(self.ring.take_bad_chains());
         filled.unwrap_or_else(|broken| {
             counters.broken_rings.add(1);
-            log::warn!("{name}: {broken}; the ring rests until the guest resets it");
+            log::info!("{name}: {broken}; the ring rests until the guest resets it");
             0
         })
     }
