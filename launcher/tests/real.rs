@@ -1,0 +1,185 @@
+//! vdeq with the real QEMU, the real back end and a real switch.
+
+mod rig;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command, Stdio};
+
+use rig::{LIMIT, Rig, finish, finish_child, gone, private_dir, processes_with, stderr, stdout, until};
+
+/// vdeq without the fake QEMU in its way.
+fn vdeq(rig: &Rig) -> Command {
+    let mut command = rig.vdeq();
+    command.env("PATH", std::env::var("PATH").unwrap_or_default());
+    command.args(["qemu-system-x86_64", "-nodefaults", "-display", "none"]);
+    command
+}
+
+fn spawn(command: &mut Command) -> Child {
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("spawn")
+}
+
+/// Asks a paused VM about its memory objects.
+fn memdevs(rig: &Rig, switch: &str, memory: &[&str]) -> serde_json::Value {
+    let mut command = vdeq(rig);
+    command.args(memory).args(["-S", "-qmp", "stdio", "-net", "nic,model=virtio", "-net"]);
+    command.arg(format!("vde,sock={switch}")).stdin(Stdio::piped());
+    let mut child = spawn(&mut command);
+    let mut stdin = child.stdin.take().expect("stdin");
+    for order in ["qmp_capabilities", "query-memdev", "quit"] {
+        writeln!(stdin, "{{\"execute\": \"{order}\"}}").expect("write");
+    }
+    let pid = child.id();
+    let output = finish_child(child);
+    drop(stdin);
+    assert!(output.status.success(), "{memory:?}: {}", stderr(&output));
+    gone(pid);
+    let text = stdout(&output);
+    let answers = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"));
+    let list = answers.filter_map(|answer| answer.get("return").cloned()).find(serde_json::Value::is_array);
+    list.expect("an answer to query-memdev")
+}
+
+#[test]
+fn every_way_to_give_memory_ends_shared() {
+    let mut rig = Rig::new();
+    let switch = rig.switch();
+    let file = rig.text("ram");
+    let on_file = format!("memory-backend-file,id=m,size=64M,mem-path={file}");
+    let json = r#"{"qom-type":"memory-backend-ram","id":"m","size":67108864}"#;
+    let ram = ["memory-backend-ram,id=a,size=32M", "memory-backend-ram,id=b,size=32M"];
+    let cases: [(&[&str], u64); 9] = [
+        (&[], 128 << 20),
+        (&["-m", "64"], 64 << 20),
+        (&["-m", "100001k"], 102_408_192),
+        (&["-M", "q35", "-m", "64,slots=2,maxmem=1G"], 64 << 20),
+        (&["-M", "microvm", "-m", "64"], 64 << 20),
+        (&["-m", "64", "-mem-path", &file], 64 << 20),
+        (&["-m", "64", "-object", &on_file, "-machine", "memory-backend=m"], 64 << 20),
+        (&["-m", "64", "-object", json, "-machine", "memory-backend=m"], 64 << 20),
+        (
+            &[
+                "-m",
+                "64",
+                "-object",
+                ram[0],
+                "-object",
+                ram[1],
+                "-numa",
+                "node,memdev=a",
+                "-numa",
+                "node,memdev=b",
+            ],
+            64 << 20,
+        ),
+    ];
+    for (memory, bytes) in cases {
+        let list = memdevs(&rig, &switch, memory);
+        let list = list.as_array().expect("a list");
+        assert!(
+            !list.is_empty() && list.iter().all(|object| object["share"] == true),
+            "{memory:?}: {list:?}"
+        );
+        let total: u64 = list.iter().filter_map(|object| object["size"].as_u64()).sum();
+        assert_eq!(total, bytes, "{memory:?}");
+    }
+}
+
+#[test]
+fn pid_pidfile_port_and_status_are_qemus() {
+    let mut rig = Rig::new();
+    let switch = rig.switch();
+    let pidfile = rig.text("pid");
+    let mut command = vdeq(&rig);
+    command.args([
+        "-m",
+        "64",
+        "-pidfile",
+        &pidfile,
+        "-qmp",
+        &format!("unix:{},server=on,wait=off", rig.text("qmp")),
+    ]);
+    command.args(["-net", "nic,model=virtio", "-net"]);
+    let child = spawn(command.arg(format!("vde,sock={switch},port=7")));
+    let pid = child.id();
+    // QEMU greets once its main loop runs; before that a signal simply kills it.
+    until("QEMU listens", || {
+        UnixStream::connect(rig.path("qmp")).is_ok_and(|mut qmp| {
+            qmp.set_read_timeout(Some(LIMIT)).expect("time limit");
+            qmp.read(&mut [0; 64]).is_ok_and(|length| length > 0)
+        })
+    });
+    assert_eq!(rig.read("pid").trim(), pid.to_string());
+
+    let ports = finish(
+        Command::new("socat").args(["-t1", "-", &format!("UNIX-CONNECT:{}", rig.text("mgmt"))]).stdin({
+            let question = rig.path("question");
+            fs::write(&question, "port/print 7\n").expect("write");
+            fs::File::open(question).expect("open")
+        }),
+    );
+    assert!(stdout(&ports).contains("vdeqemu user="), "{}", stdout(&ports));
+
+    let target = rustix::process::Pid::from_raw(i32::try_from(pid).expect("a PID")).expect("not 0");
+    rustix::process::kill_process(target, rustix::process::Signal::TERM).expect("kill");
+    let output = finish_child(child);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    gone(pid);
+}
+
+#[test]
+fn daemonize_returns_and_the_back_end_follows_the_daemon() {
+    let mut rig = Rig::new();
+    let switch = rig.switch();
+    let pidfile = rig.text("pid");
+    let mut command = vdeq(&rig);
+    command.args(["-m", "64", "-daemonize", "-pidfile", &pidfile, "-net", "nic,model=virtio", "-net"]);
+    let child = spawn(command.arg(format!("vde,sock={switch}")));
+    let pid = child.id();
+    // Reads both pipes to their ends: nobody in the background may hold them.
+    let output = finish_child(child);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let daemon: i32 = rig.read("pid").trim().parse().expect("a PID");
+    assert_ne!(u32::try_from(daemon).ok(), Some(pid));
+    assert_eq!(processes_with(&private_dir(pid)).len(), 1, "the back end serves the daemon within {LIMIT:?}");
+    let daemon = rustix::process::Pid::from_raw(daemon).expect("not 0");
+    rustix::process::kill_process(daemon, rustix::process::Signal::KILL).expect("kill");
+    gone(pid);
+}
+
+#[test]
+fn a_network_without_nic_or_with_another_model_starts() {
+    let mut rig = Rig::new();
+    let switch = rig.switch();
+    for (words, said) in [
+        (&["-net", "vde,sock=SW"][..], "has no NIC"),
+        (&["-net", "nic,model=e1000,name=lan", "-net", "vde,sock=SW"], "model e1000 is not virtio"),
+        (&["-net", "nic,model=rtl8139,addr=9", "-net", "vde,sock=SW"], "model rtl8139 is not virtio"),
+        (
+            &[
+                "-net",
+                "nic,vlan=1,addr=9,name=lan",
+                "-net",
+                "vde,vlan=1,sock=SW",
+                "-net",
+                "nic",
+                "-net",
+                "user",
+            ],
+            "is virtio-net-pci",
+        ),
+    ] {
+        let mut command = vdeq(&rig);
+        command
+            .args(["-m", "64", "-S", "-monitor", "stdio"])
+            .args(words.iter().map(|word| word.replace("SW", &switch)));
+        let mut child = spawn(command.stdin(Stdio::piped()));
+        let pid = child.id();
+        child.stdin.take().expect("stdin").write_all(b"quit\n").expect("write");
+        let output = finish_child(child);
+        assert!(output.status.success() && stderr(&output).contains(said), "{words:?}: {}", stderr(&output));
+        gone(pid);
+    }
+}

@@ -1,0 +1,179 @@
+//! What the process tests share: a scratch directory with a fake QEMU and with fake back ends, a real
+//! switch, and the real back end, built once.
+//!
+//! The fake QEMU is a shell script that answers `--version` and otherwise runs `$FQ_DO`. It shows what
+//! a program sees that vdeq has become. Fake back ends exist only to fail in ways that the real one must not.
+
+// Each test binary uses its own part of the rig.
+#![allow(dead_code)]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+/// More than anything here takes on a loaded machine.
+pub const LIMIT: Duration = Duration::from_secs(20);
+
+const FAKE_QEMU: &str = "#!/bin/sh
+if [ \"$1\" = --version ]; then
+    echo \"QEMU emulator version ${FQ_VERSION:-10.0.2}\"
+    exit 0
+fi
+[ -n \"$FQ_MARK\" ] && echo started >>\"$FQ_MARK\"
+eval \"${FQ_DO:-:}\"
+";
+
+pub struct Rig {
+    pub scratch: tempfile::TempDir,
+    switch: Option<Child>,
+}
+
+impl Rig {
+    /// A rig with the fake QEMU as `qemu-system-x86_64`, first on PATH.
+    pub fn new() -> Self {
+        let rig = Self { scratch: tempfile::tempdir().expect("scratch"), switch: None };
+        rig.script("qemu-system-x86_64", FAKE_QEMU);
+        rig
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.scratch.path().join(name)
+    }
+
+    pub fn text(&self, name: &str) -> String {
+        self.path(name).to_str().expect("text").to_owned()
+    }
+
+    pub fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.path(name)).unwrap_or_default()
+    }
+
+    /// Makes an executable script.
+    pub fn script(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.path(name);
+        fs::write(&path, text).expect("script");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("chmod");
+        path
+    }
+
+    /// Starts a switch; gives the locator.
+    pub fn switch(&mut self) -> String {
+        let socket = self.text("sw");
+        let mut command = Command::new("vde_switch");
+        command.args(["-s", &socket, "-M", &self.text("mgmt")]);
+        let child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("vde_switch: apt-get install vde-switch");
+        self.switch = Some(child);
+        until("the switch listens", || self.path("sw/ctl").exists());
+        socket
+    }
+
+    /// vdeq with the rig's directory first on PATH and the real back end.
+    pub fn vdeq(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vdeq"));
+        let path = std::env::var("PATH").unwrap_or_default();
+        command.env("PATH", format!("{}:{path}", self.scratch.path().display()));
+        command.env("VDEQ_BACKEND", back_end()).env_remove("VDEQ_QEMU").env("FQ_MARK", self.path("mark"));
+        command.stdin(Stdio::null());
+        command
+    }
+
+    /// Whether the fake QEMU ran.
+    pub fn qemu_ran(&self) -> bool {
+        self.path("mark").exists()
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        if let Some(mut switch) = self.switch.take() {
+            switch.kill().ok();
+            switch.wait().ok();
+        }
+    }
+}
+
+/// The built back end.
+pub fn back_end() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+        let built = Command::new(cargo)
+            .args(["build", "--quiet", "--package", "vhost-user-vde"])
+            .status()
+            .expect("cargo");
+        assert!(built.success(), "the back end does not build");
+        let profile =
+            Path::new(env!("CARGO_BIN_EXE_vdeq")).parent().and_then(Path::parent).expect("target directory");
+        profile.join("debug/vhost-user-vde")
+    })
+}
+
+/// Runs a command to its end, or fails.
+pub fn finish(command: &mut Command) -> Output {
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("spawn");
+    finish_child(child)
+}
+
+/// Waits for a child that was started with pipes, or fails.
+pub fn finish_child(mut child: Child) -> Output {
+    let deadline = Instant::now() + LIMIT;
+    while child.try_wait().expect("wait").is_none() {
+        if Instant::now() > deadline {
+            child.kill().ok();
+            panic!("still running after {LIMIT:?}: {:?}", child.wait_with_output());
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    child.wait_with_output().expect("output")
+}
+
+pub fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+pub fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Waits for a condition, or fails with its name.
+pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + LIMIT;
+    while !holds() {
+        assert!(Instant::now() < deadline, "not within {LIMIT:?}: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// PIDs of processes that have `word` among their arguments.
+pub fn processes_with(word: &str) -> Vec<u32> {
+    let entries = fs::read_dir("/proc").expect("/proc").flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let has = |pid: &u32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.split(|byte| *byte == 0).any(|argument| argument == word.as_bytes())
+    };
+    pids.filter(has).collect()
+}
+
+/// The private directory of the VM that `pid` became.
+pub fn private_dir(pid: u32) -> String {
+    let uid = rustix::process::geteuid();
+    match (uid.is_root(), std::env::var("XDG_RUNTIME_DIR")) {
+        (true, _) => format!("/run/vdeq/{pid}"),
+        (false, Ok(dir)) => format!("{dir}/vdeq/{pid}"),
+        (false, Err(_)) => format!("/tmp/vdeq-{}/{pid}", uid.as_raw()),
+    }
+}
+
+/// Waits until nothing is left of a VM.
+pub fn gone(pid: u32) {
+    let dir = private_dir(pid);
+    until("the back end has left", || processes_with(&dir).is_empty() && !Path::new(&dir).exists());
+}
