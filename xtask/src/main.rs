@@ -2,6 +2,8 @@
 //!
 //! | command | what it does |
 //! |---|---|
+//! | `demo` | two guests on a switch through `vdeq`, next to QEMU's own `-netdev vde` |
+//! | `test` | everything: packages, programs, guests, all tests |
 //! | `deps` | installs what the demo and the tests need (`deps/`) |
 //! | `image` | builds the test guests from Debian packages (`image/`, recipe in `images/`) |
 //!
@@ -10,10 +12,14 @@
 
 #![forbid(unsafe_code)]
 
+mod demo;
 mod deps;
 mod image;
+mod interrupt;
 mod places;
+mod programs;
 mod step;
+mod test;
 
 use std::process::ExitCode;
 
@@ -29,6 +35,10 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Show two guests talking over a VDE network, with figures
+    Demo(demo::Args),
+    /// Run all tests
+    Test(test::Args),
     /// Install the Debian packages that demo and tests need, and unpack QEMU 7.2 under target/
     Deps(deps::Args),
     /// Build the test guests: target/image/6.1 and target/image/6.12
@@ -36,15 +46,28 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    let result = interrupt::watch().and_then(|()| match Cli::parse().command {
+        Command::Demo(args) => demo::run(&args),
+        Command::Test(args) => test::run(&args),
         Command::Deps(args) => step::timed("packages", || deps::run(&args)),
         Command::Image(args) => step::timed("test guests", || image::run(&args)),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
+    });
+    match (result, interrupt::seen()) {
+        (Ok(()), _) => ExitCode::SUCCESS,
+        (Err(_), Some(signal)) => ExitCode::from(128 + signal),
+        (Err(error), None) => {
             eprintln!("cargo xtask: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn cli_all_commands_are_consistent() {
+        super::Cli::command().debug_assert();
     }
 }

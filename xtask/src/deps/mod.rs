@@ -23,6 +23,7 @@ use apt::Apt;
 
 /// Options of every command that may install something.
 #[derive(clap::Args, Clone)]
+#[group(skip)]
 pub struct Args {
     /// Install without asking (the default when standard input is no terminal)
     #[arg(long)]

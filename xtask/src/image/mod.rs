@@ -34,6 +34,7 @@ const MAX_LINKS: u32 = 40;
 
 /// Options of `cargo xtask image`.
 #[derive(clap::Args, Clone, Default)]
+#[group(skip)]
 pub struct Args {
     /// Build the guest of this kernel only: 6.1 or 6.12
     #[arg(long, value_parser = ["6.1", "6.12"])]
