@@ -3,7 +3,7 @@
 mod rig;
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
 
@@ -87,6 +87,13 @@ fn every_way_to_give_memory_ends_shared() {
     }
 }
 
+fn main_loop_runs(mut qmp: UnixStream) -> bool {
+    qmp.set_read_timeout(Some(LIMIT)).expect("time limit");
+    writeln!(qmp, "{{\"execute\": \"qmp_capabilities\"}}").expect("write");
+    let mut lines = BufReader::new(qmp).lines().map_while(Result::ok);
+    lines.any(|line| line.contains("\"return\""))
+}
+
 #[test]
 fn pid_pidfile_port_and_status_are_qemus() {
     let mut rig = Rig::new();
@@ -104,13 +111,8 @@ fn pid_pidfile_port_and_status_are_qemus() {
     command.args(["-net", "nic,model=virtio", "-net"]);
     let child = spawn(command.arg(format!("vde,sock={switch},port=7")));
     let pid = child.id();
-    // QEMU greets once its main loop runs; before that a signal simply kills it.
-    until("QEMU listens", || {
-        UnixStream::connect(rig.path("qmp")).is_ok_and(|mut qmp| {
-            qmp.set_read_timeout(Some(LIMIT)).expect("time limit");
-            qmp.read(&mut [0; 64]).is_ok_and(|length| length > 0)
-        })
-    });
+    // Commands are carried out by the main loop, and only once that runs QEMU catches signals.
+    until("QEMU answers", || UnixStream::connect(rig.path("qmp")).is_ok_and(main_loop_runs));
     assert_eq!(rig.read("pid").trim(), pid.to_string());
 
     let ports = finish(
