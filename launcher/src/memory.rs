@@ -6,7 +6,7 @@
 //! page size and name; what cannot be changed without changing what the user asked for is refused.
 //!
 //! Mistakes that QEMU reports by itself (two kinds of memory at once, a missing NUMA node) are left
-//! to QEMU. Objects themselves are edited in [`object`].
+//! to QEMU. Objects themselves are edited in `object`.
 
 mod object;
 
