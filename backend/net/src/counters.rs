@@ -53,6 +53,8 @@ counters! {
     tx_bad_header,
     /// Dropped: shorter than an Ethernet header.
     tx_runt,
+    /// Dropped: longer than any link carries.
+    tx_too_long,
     /// Dropped: the queue is disabled.
     tx_disabled,
     /// Dropped: no link is up.
@@ -69,7 +71,7 @@ counters! {
     rx_no_buffer,
     /// Buffers given back because they do not even hold the header.
     rx_small_buffer,
-    /// Chains that broke the rules of the ring, given back empty.
+    /// Chains that broke the rules of the ring, given back empty. One that is met again after a full link counts again.
     bad_chains,
     /// Rings that broke beyond repair until their driver resets them.
     broken_rings,
@@ -85,6 +87,6 @@ mod tests {
         counters.tx_frames.add(2);
         counters.tx_frames.add(3);
         assert_eq!(counters.list()[0], ("tx_frames", 5));
-        assert_eq!(counters.list().len(), 16);
+        assert_eq!(counters.list().len(), 17);
     }
 }

@@ -22,6 +22,12 @@ pub fn rx<'a>(bufs: &'a [GuestBuf], skip: usize, out: &mut Vec<RxBuf<'a>>) {
     });
 }
 
+/// An empty vector that reuses the allocation of another: the collect happens in place.
+pub fn recycle<A, B>(mut pieces: Vec<A>) -> Vec<B> {
+    pieces.clear();
+    pieces.into_iter().map(|_| unreachable!("it was emptied")).collect()
+}
+
 /// Calls `piece` with address and length of each piece behind the first `skip` bytes.
 fn each(bufs: &[GuestBuf], mut skip: usize, mut piece: impl FnMut(*mut u8, usize)) {
     for buf in bufs {

@@ -10,6 +10,7 @@
 //! its chain in the middle of those used: it goes to the guest with a header and nothing behind, which drivers discard as
 //! too short. That keeps the chains used up in order, and so costs nothing in the usual case.
 
+use vdeplug::link::FRAME_MIN;
 use vdeplug::{Link, LinkError, RxBuf, RxFrame};
 use vring::buf::write_chain;
 
@@ -23,11 +24,10 @@ pub const BATCH: usize = 32;
 /// Private room behind each chain, in bytes: with any chain before it, more than the longest datagram that a VDE network
 /// can carry.
 const SPILL: usize = 65536;
-const ETHERNET_HEADER: usize = 14;
 
 /// Buffers of the RX side that are kept from batch to batch.
 pub struct Scratch {
-    /// `BATCH` spills; empty until a ring with mergeable buffers starts. Its pages are only touched by long frames.
+    /// `BATCH` spills; none without mergeable buffers. Its pages are only touched by long frames.
     spill: Vec<u8>,
     pieces: Vec<RxBuf<'static>>,
 }
@@ -41,8 +41,8 @@ impl Scratch {
 /// What a batch did.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Round {
-    /// Frames taken from the link.
-    pub received: usize,
+    /// Frames taken from the link, and useless chains given back.
+    pub moved: usize,
     /// The guest has no buffers.
     pub starved: bool,
     /// The link has no more frames for now.
@@ -57,13 +57,14 @@ pub fn round(
     counters: &Counters,
     name: &str,
 ) -> Result<Round, LinkError> {
-    if queue.accepted.mergeable && scratch.spill.is_empty() {
-        scratch.spill = vec![0; BATCH * SPILL];
+    // A worker's rings come and go with the guest's drivers; what one may use, the next may not.
+    if queue.accepted.mergeable == scratch.spill.is_empty() {
+        scratch.spill = if queue.accepted.mergeable { vec![0; BATCH * SPILL] } else { Vec::new() };
     }
-    let room = usable(queue, counters, name);
+    let useless = give_back_useless(queue, counters, name);
+    let room = usable(queue);
     if room == 0 {
-        queue.publish(0);
-        return Ok(Round { starved: true, ..Round::default() });
+        return Ok(Round { moved: useless, starved: useless == 0, drained: false });
     }
     let mut lens = [0; BATCH];
     let received = receive(queue, link, scratch, room, &mut lens)?;
@@ -73,26 +74,25 @@ pub fn round(
         deliver(queue, chain, *len, spill, &mut next, counters, name);
     }
     queue.publish(next);
-    Ok(Round { received, starved: false, drained: received < room })
+    Ok(Round { moved: useless + received, starved: false, drained: received < room })
 }
 
-/// Fills the window and returns how many chains at its front can hold a header. Smaller ones at the very front are given
-/// back, a bounded number of them: the driver may offer them anew at once.
-fn usable(queue: &mut Queue, counters: &Counters, name: &str) -> usize {
+/// Fills the window, and gives back the chains at its front that cannot even hold a header. Returns how many those were.
+fn give_back_useless(queue: &mut Queue, counters: &Counters, name: &str) -> usize {
     let header_len = queue.accepted.header_len;
-    for _ in 0..BATCH {
-        let filled = queue.fill(BATCH, counters, name);
-        match (0..filled).position(|chain| queue.ring.chain_len(chain) <= header_len) {
-            None => return filled,
-            Some(0) => {
-                counters.rx_small_buffer.add(1);
-                queue.ring.complete(0, 0);
-                queue.publish(1);
-            }
-            Some(before) => return before,
-        }
+    let filled = queue.fill(BATCH, counters, name);
+    let useless = (0..filled).take_while(|chain| queue.ring.chain_len(*chain) <= header_len).count();
+    for chain in 0..useless {
+        counters.rx_small_buffer.add(1);
+        queue.ring.complete(chain, 0);
     }
-    0
+    queue.publish(useless);
+    useless
+}
+
+/// How many chains at the window's front can hold a header, and are not more than a batch.
+fn usable(queue: &Queue) -> usize {
+    (0..BATCH).take_while(|chain| queue.ring.chain_len(*chain) > queue.accepted.header_len).count()
 }
 
 /// Receives into the first `room` chains and says how long each frame was.
@@ -103,7 +103,7 @@ fn receive(
     room: usize,
     lens: &mut [usize; BATCH],
 ) -> Result<usize, LinkError> {
-    let mut pieces = recycle(std::mem::take(&mut scratch.pieces));
+    let mut pieces = lend::recycle(std::mem::take(&mut scratch.pieces));
     let mut ends = [0; BATCH];
     let mut spills = scratch.spill.chunks_mut(SPILL);
     for (chain, end) in ends.iter_mut().enumerate().take(room) {
@@ -122,7 +122,7 @@ fn receive(
     for (len, frame) in lens.iter_mut().zip(&frames) {
         *len = frame.len;
     }
-    scratch.pieces = recycle(pieces);
+    scratch.pieces = lend::recycle(pieces);
     result
 }
 
@@ -139,7 +139,7 @@ fn deliver(
     let header_len = queue.accepted.header_len;
     let here = (queue.ring.chain_len(chain) - header_len).min(len);
     let spilt = len - here;
-    let drop = if len < ETHERNET_HEADER {
+    let drop = if len < FRAME_MIN {
         Some(&counters.rx_runt)
     } else if spilt > spill.len() {
         Some(&counters.rx_too_long)
@@ -181,7 +181,7 @@ fn reserve(queue: &mut Queue, next: usize, spilt: usize, counters: &Counters, na
     while have < spilt {
         if queue.ring.chain_len(chain) == 0 {
             let filled = queue.fill(chain + 1, counters, name);
-            // A chain of length 0 would hold a frame up for ever; there is none worth waiting for.
+            // The guest has no more, or has one that holds nothing.
             if filled <= chain || queue.ring.chain_len(chain) == 0 {
                 return false;
             }
@@ -195,10 +195,4 @@ fn reserve(queue: &mut Queue, next: usize, spilt: usize, counters: &Counters, na
 /// Length in a used entry; chains are shorter than 4 GiB (vring checks it).
 fn used_len(len: usize) -> u32 {
     u32::try_from(len).unwrap_or(u32::MAX)
-}
-
-/// An empty vector that reuses the allocation of another (the collect happens in place).
-fn recycle<'a>(mut pieces: Vec<RxBuf<'_>>) -> Vec<RxBuf<'a>> {
-    pieces.clear();
-    pieces.into_iter().map(|_| RxBuf::new(&mut [])).collect()
 }

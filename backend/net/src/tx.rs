@@ -12,10 +12,11 @@
 use std::sync::Arc;
 
 use offload::csum::Sum;
+use vdeplug::link::{FRAME_MAX, FRAME_MIN};
 use vdeplug::{Link, LinkError, TxBuf};
 use vring::buf::read_chain;
 
-use crate::counters::Counters;
+use crate::counters::{Counter, Counters};
 use crate::header::{self, Partial};
 use crate::lend;
 use crate::queue::Queue;
@@ -25,7 +26,6 @@ use crate::queue::Queue;
 pub const BATCH: usize = 32;
 /// Room for the copied head of a frame whose checksum we complete: Ethernet, VLAN tags, IPv6 with extension headers, TCP.
 const HEAD: usize = 256;
-const ETHERNET_HEADER: usize = 14;
 
 /// Buffers of the TX side that are kept from batch to batch.
 pub struct Scratch {
@@ -69,52 +69,59 @@ pub fn round(
     let mut round = Round { used: 0, blocked: None, lost: Vec::new() };
     let available = queue.fill(BATCH, counters, name);
     let mut frames = [Frame { chain: 0, head: 0, len: 0 }; BATCH];
+    let mut dropped = [None; BATCH];
     let mut count = 0;
-    if queue.enabled {
-        for (chain, head) in (0..available).zip(&mut scratch.heads) {
-            if let (Some(frame), Some(slot)) = (check(queue, chain, head, counters), frames.get_mut(count)) {
-                *slot = frame;
-                count += 1;
+    for ((chain, head), drop) in (0..available).zip(&mut scratch.heads).zip(&mut dropped) {
+        match check(queue, chain, head, counters) {
+            Err(counter) => *drop = Some(counter),
+            Ok(frame) => {
+                if let Some(slot) = frames.get_mut(count) {
+                    *slot = frame;
+                    count += 1;
+                }
             }
         }
-    } else {
-        counters.tx_disabled.add(available as u64);
     }
     let frames = frames.get(..count).unwrap_or_default();
     let taken = send(queue, frames, links, scratch, counters, &mut round);
-    // Chains behind the last frame taken belong to frames that were dropped; they go back as well.
+    // Chains up to the first frame that was not taken are used up, those of dropped frames among them.
     round.used = frames.get(taken).map_or(available, |f| f.chain);
-    for chain in 0..round.used {
+    for (chain, drop) in (0..round.used).zip(dropped) {
         queue.ring.complete(chain, 0);
+        drop.inspect(|counter| counter.add(1));
     }
     queue.publish(round.used);
     queue.ring.rewind();
     round
 }
 
-/// Checks a chain's header and prepares the copied part of the frame; `None`: dropped and counted.
-fn check(queue: &Queue, chain: usize, head: &mut [u8; HEAD], counters: &Counters) -> Option<Frame> {
+/// Checks a chain's header and prepares the copied part of the frame; the error is the counter of why it is dropped.
+fn check<'c>(
+    queue: &Queue,
+    chain: usize,
+    head: &mut [u8; HEAD],
+    counters: &'c Counters,
+) -> Result<Frame, &'c Counter> {
+    if !queue.enabled {
+        return Err(&counters.tx_disabled);
+    }
     let accepted = queue.accepted;
-    let bufs = queue.ring.bufs(chain);
-    let Some(len) = queue.ring.chain_len(chain).checked_sub(accepted.header_len) else {
-        counters.tx_bad_header.add(1);
-        return None;
-    };
-    if len < ETHERNET_HEADER {
-        counters.tx_runt.add(1);
-        return None;
+    let len = queue.ring.chain_len(chain).checked_sub(accepted.header_len).ok_or(&counters.tx_bad_header)?;
+    if len < FRAME_MIN {
+        return Err(&counters.tx_runt);
+    }
+    // Before anything is done with the bytes: a chain may claim gigabytes.
+    if len > FRAME_MAX {
+        return Err(&counters.tx_too_long);
     }
     let mut bytes = [0; header::MAX_LEN];
-    read_chain(bufs, 0, bytes.get_mut(..accepted.header_len)?);
+    read_chain(queue.ring.bufs(chain), 0, bytes.get_mut(..accepted.header_len).unwrap_or_default());
     let copied = match header::parse_tx(&bytes, accepted) {
         Some(None) => Some(0),
         Some(Some(partial)) => complete(queue, chain, partial, len, head),
         None => None,
     };
-    if copied.is_none() {
-        counters.tx_bad_header.add(1);
-    }
-    Some(Frame { chain, head: copied?, len })
+    Ok(Frame { chain, head: copied.ok_or(&counters.tx_bad_header)?, len })
 }
 
 /// Copies the frame up to its checksum into `head`, completes the checksum there and returns how much was copied.
@@ -164,7 +171,7 @@ fn send(
         counters.tx_no_link.add(frames.len() as u64);
         return frames.len();
     }
-    let mut pieces = recycle(std::mem::take(&mut scratch.pieces));
+    let mut pieces = lend::recycle(std::mem::take(&mut scratch.pieces));
     let mut ends = [0; BATCH];
     for (frame, end) in frames.iter().zip(&mut ends) {
         if let Some(head) = scratch.heads.get(frame.chain).and_then(|h| h.get(..frame.head))
@@ -208,12 +215,6 @@ fn send(
         counters.tx_frames.add(passed.len() as u64);
         counters.tx_bytes.add(passed.iter().map(|f| f.len as u64).sum());
     }
-    scratch.pieces = recycle(pieces);
+    scratch.pieces = lend::recycle(pieces);
     done
-}
-
-/// An empty vector that reuses the allocation of another (the collect happens in place).
-fn recycle<'a>(mut pieces: Vec<TxBuf<'_>>) -> Vec<TxBuf<'a>> {
-    pieces.clear();
-    pieces.into_iter().map(|_| TxBuf::EMPTY).collect()
 }

@@ -5,7 +5,7 @@
 //! batch out and one batch in, until a whole round moves nothing; only then does it ask the driver for kicks again, looks
 //! once more, and sleeps. While it works, nobody needs to wake it, so nobody is asked to.
 //!
-//! Kicks and links are registered edge-triggered, so that a descriptor that stays readable (a guest without buffers, a
+//! Kicks and the data descriptors of links are registered edge-triggered, so that a descriptor that stays readable (a guest without buffers, a
 //! peer that hung up, an odd kick descriptor) wakes the thread once and not for ever. What an edge said is kept in
 //! `readable`, `starved` and `blocked` until work takes it back. A link's writability is only watched while it is full.
 //!
@@ -230,7 +230,7 @@ impl State {
                 }
             }
             let count = self.tx_round() + self.rx_round();
-            // An idle round counts too, so that a ring that only brings bad chains cannot keep us from epoll.
+            // An idle round counts too, so that a driver that makes us look and look cannot keep us from epoll.
             moved += count.max(1);
             busy = count > 0 || self.slipped_in();
         }
@@ -359,7 +359,7 @@ impl State {
             self.ports.push(None);
         }
         if let Some(fd) = link.control_fd().filter(|_| self.receives) {
-            self.add(fd, Source::Control(index), EventFlags::IN | EventFlags::ET);
+            self.add(fd, Source::Control(index), EventFlags::IN);
         }
         self.add(link.data_fd(), Source::Data(index), self.interest(false));
         if let Some(slot) = self.ports.get_mut(index) {
@@ -410,6 +410,12 @@ impl State {
         self.up.clear();
         let up = self.ports.iter().enumerate().filter_map(|(i, p)| Some((i, p.as_ref()?.link.clone())));
         self.up.extend(up);
+        // Only the only link may stop the queue.
+        if self.up.len() > 1
+            && let Some(index) = self.blocked.take()
+        {
+            self.watch(index, false);
+        }
     }
 
     fn lose(&mut self, index: usize, error: &LinkError) {
@@ -431,9 +437,9 @@ impl State {
         round.used
     }
 
-    /// One batch into the guest from each link that has something; returns the number of frames taken.
+    /// One batch into the guest from each link that has something; returns how much was moved.
     fn rx_round(&mut self) -> usize {
-        let mut received = 0;
+        let mut moved = 0;
         let count = self.ports.len();
         for step in 0..count {
             let Some(queue) = self.rx.as_mut().filter(|q| q.enabled && !self.starved) else { break };
@@ -444,7 +450,7 @@ impl State {
             }
             match rx::round(queue, &*port.link, &mut self.rx_scratch, &self.counters, &self.name) {
                 Ok(round) => {
-                    received += round.received;
+                    moved += round.moved;
                     self.starved = round.starved;
                     port.readable = !round.drained;
                 }
@@ -452,7 +458,7 @@ impl State {
             }
         }
         self.turn = self.turn.wrapping_add(1) % count.max(1);
-        received
+        moved
     }
 
     /// Asks the drivers for kicks before a sleep. True: do not sleep, work slipped in.

@@ -3,6 +3,9 @@
 //! Invariant B: a `GuestBuf` lies wholly inside one mapped region of the [`crate::Memory`] that made it. It can
 //! be neither copied nor constructed outside this crate and is only ever handed out as a borrow of the ring that
 //! keeps that memory mapped, so its pointer is valid wherever safe code can name it.
+//!
+//! The bytes are copied as `vm-memory` copies them: by the plain copy of raw pointers, which a guest that writes
+//! meanwhile can make return any bytes, and nothing else.
 
 /// A piece of guest memory: address and length. Layout of `struct iovec`.
 #[repr(C)]
@@ -17,8 +20,9 @@ pub struct GuestBuf {
 unsafe impl Send for GuestBuf {}
 
 impl GuestBuf {
-    /// The caller upholds invariant B.
-    pub(crate) fn new(base: *mut u8, len: usize) -> Self {
+    /// # Safety
+    /// Invariant B.
+    pub(crate) unsafe fn new(base: *mut u8, len: usize) -> Self {
         Self { base, len }
     }
 
@@ -103,7 +107,11 @@ mod tests {
     fn chain_copies_cross_pieces_and_stop_at_the_end() {
         let mut memory = [0u8; 10];
         let base = memory.as_mut_ptr();
-        let bufs = [GuestBuf::new(base, 3), GuestBuf::new(base.wrapping_add(3), 5)];
+        // SAFETY: both lie in `memory`, which outlives them.
+        let first = unsafe { GuestBuf::new(base, 3) };
+        // SAFETY: as above.
+        let second = unsafe { GuestBuf::new(base.wrapping_add(3), 5) };
+        let bufs = [first, second];
         assert_eq!(write_chain(&bufs, 2, &[1, 2, 3, 4]), 4);
         assert_eq!(write_chain(&bufs, 6, &[9, 9, 9]), 2);
         let mut back = [0u8; 16];

@@ -15,8 +15,8 @@
 //! [`Ring::wants_call`]; [`Ring::next_avail`] is what the front end gets back when it stops the ring. A ring belongs
 //! to one thread and never allocates after its first full batch.
 //!
-//! Guest memory is written by the guest while we read it. Therefore no Rust reference to it is ever made, nothing
-//! is read twice, and lengths are taken from private copies.
+//! Guest memory is written by the guest while we read it. Therefore no Rust reference to it is ever made, save to the
+//! atomics that a ring's fields are; nothing is read twice, and lengths are taken from private copies.
 
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]

@@ -131,7 +131,8 @@ impl Memory {
                 out.truncate(before);
                 return false;
             };
-            out.push(GuestBuf::new(base, piece_len));
+            // SAFETY: `find` gave `room` >= `piece_len` bytes in one region, mapped while this memory lives (M).
+            out.push(unsafe { GuestBuf::new(base, piece_len) });
             left -= count;
             // A region never reaches the end of the address space, so this wraps only where nothing is mapped.
             addr = addr.wrapping_add(count);

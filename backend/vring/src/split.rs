@@ -8,9 +8,9 @@
 //! for the next round. Since the window is always used up from its front, `next_avail - window` is at any time an index
 //! from which another device (or this one after a restart) can go on: nothing is lost or repeated by a stop.
 //!
-//! A chain that breaks the rules (loop, address outside memory, wrong direction, too long, nested indirect table) goes
-//! back at once with length 0 and is counted. An available index that runs ahead of the ring's size is beyond repair:
-//! the ring is [`Broken`] until the driver resets it.
+//! A chain that breaks the rules (loop, address outside memory, wrong direction, too long, nested indirect table) takes its
+//! place in the window with no bytes at all and is counted; its owner gives it back like any other. An available index
+//! that runs ahead of the ring's size is beyond repair: the ring is [`Broken`] until the driver resets it.
 //!
 //! Notifications: the driver's kicks are off while the owner works and switched on before it sleeps
 //! ([`Ring::enable_kicks`], which tells of work that slipped in between). Calls follow the event index, or the driver's
@@ -160,14 +160,13 @@ impl Ring {
     }
 
     /// Takes available chains until the window holds `max` of them; returns how many it holds. Chains that break the
-    /// rules are completed with length 0 on the way and need a [`Ring::publish`] even if 0 comes back.
+    /// rules are among them, with length 0.
     pub fn fill(&mut self, max: usize) -> Result<usize, Broken> {
         if self.broken {
             return Ok(0);
         }
-        // Bad chains do not fill the window: a driver that adds them as fast as they are returned must not keep us here.
-        for _ in 0..self.raw.size() {
-            if self.window.len() >= max || (self.next_avail == self.avail && !self.refresh()?) {
+        while self.window.len() < max {
+            if self.next_avail == self.avail && !self.refresh()? {
                 break;
             }
             let head = self.raw.avail_entry(self.next_avail);
@@ -190,17 +189,12 @@ impl Ring {
 
     fn take(&mut self, head: u16) {
         let start = self.bufs.len();
-        match self.walk(head) {
-            Some(len) => self.window.push(Chain { head, end: self.bufs.len(), len }),
-            None => {
-                self.bufs.truncate(start);
-                self.bad_chains += 1;
-                // An entry outside the table names no chain that could be given back.
-                if head < self.raw.size() {
-                    self.write_used(head, 0);
-                }
-            }
-        }
+        let len = self.walk(head).unwrap_or_else(|| {
+            self.bufs.truncate(start);
+            self.bad_chains += 1;
+            0
+        });
+        self.window.push(Chain { head, end: self.bufs.len(), len });
     }
 
     /// Appends the chain's pieces to `bufs` and returns its length in bytes; `None`: it breaks the rules.
@@ -208,9 +202,9 @@ impl Ring {
         let mut table = self.raw.table();
         let mut indirect = false;
         let (mut index, mut total, start) = (head, 0usize, self.bufs.len());
-        // A chain has at most as many descriptors as its table: one more is a loop. An indirect descriptor
-        // itself is not counted, hence the extra round.
-        for _ in 0..=MAX_CHAIN {
+        // More descriptors than that are a loop, or a chain that no system call takes. An indirect descriptor itself is
+        // not counted, hence the extra round.
+        for _ in 0..=MAX_CHAIN.min(usize::from(self.raw.size())) {
             let desc = table.get(index)?;
             if desc.flags & DESC_F_INDIRECT != 0 {
                 let count = u16::try_from(u64::from(desc.len) / DESC_SIZE).ok()?;
@@ -250,7 +244,7 @@ impl Ring {
         self.window.get(index).and_then(|c| self.bufs.get(start..c.end)).unwrap_or_default()
     }
 
-    /// Bytes in the window's `index`-th chain; 0 beyond the window's end.
+    /// Bytes in the window's `index`-th chain; 0 if it broke the rules, and beyond the window's end.
     pub fn chain_len(&self, index: usize) -> usize {
         self.window.get(index).map_or(0, |c| c.len)
     }
@@ -264,6 +258,10 @@ impl Ring {
     }
 
     fn write_used(&mut self, head: u16, written: u32) {
+        // An entry outside the table names no chain that the driver could take back.
+        if head >= self.raw.size() {
+            return;
+        }
         self.raw.set_used_entry(self.next_used.wrapping_add(self.pending), head, written);
         self.pending = self.pending.wrapping_add(1);
     }

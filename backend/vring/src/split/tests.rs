@@ -151,7 +151,8 @@ fn indirect_table_is_followed_once() {
     for head in 0..5 {
         driver.offer(head);
     }
-    assert_eq!(ring.fill(8), Ok(1), "only the first, good one is in the window");
+    assert_eq!(ring.fill(8), Ok(6));
+    assert_eq!((0..6).map(|index| ring.chain_len(index)).collect::<Vec<_>>(), [300, 0, 0, 0, 0, 0]);
     assert_eq!(ring.take_bad_chains(), 5);
 }
 
@@ -168,8 +169,12 @@ fn bad_chains_go_back_empty_and_are_counted() {
         driver.offer(head);
     }
     driver.offer(999); // no such head: nothing to give back
-    assert_eq!(ring.fill(8), Ok(0));
-    assert!(ring.publish(0));
+    assert_eq!(ring.fill(8), Ok(6));
+    for index in 0..6 {
+        assert_eq!((ring.chain_len(index), ring.bufs(index).len()), (0, 0));
+        ring.complete(index, 0);
+    }
+    assert!(ring.publish(6));
     assert_eq!(driver.used_idx(), 5);
     for index in 0..5 {
         assert_eq!(driver.used(index), (u32::from(index), 0));
@@ -210,6 +215,24 @@ fn unused_chains_survive_a_stop() {
     assert_eq!((driver.used_idx(), driver.used(1)), (2, (1, 2)));
     again.rewind();
     assert_eq!((again.next_avail(), again.fill(8)), (2, Ok(2)));
+}
+
+#[test]
+fn bad_chain_keeps_its_place_over_a_rewind() {
+    let mut driver = Driver::new();
+    let mut ring = driver.ring(Direction::Tx, false);
+    driver.desc(DESC, 0, DATA, 10, 0, 0);
+    driver.desc(DESC, 1, u64::MAX, 10, 0, 0);
+    driver.desc(DESC, 2, DATA, 10, 0, 0);
+    (0..3).for_each(|head| driver.offer(head));
+    assert_eq!(ring.fill(8), Ok(3));
+    ring.rewind();
+    assert_eq!((ring.next_avail(), ring.fill(8)), (0, Ok(3)));
+    for index in 0..3 {
+        ring.complete(index, 0);
+    }
+    ring.publish(3);
+    assert_eq!([driver.used(0).0, driver.used(1).0, driver.used(2).0], [0, 1, 2]);
 }
 
 #[test]
