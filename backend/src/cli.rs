@@ -46,7 +46,7 @@ pub struct Cli {
     #[arg(long, value_name = "N", conflicts_with = "nic")]
     pub queues: Option<u16>,
 
-    /// A NIC as socket-path=PATH|fd=N,link=LOCATOR[,link=...][,queues=N]; commas inside values are doubled
+    /// A NIC as `socket-path=PATH|fd=N,link=LOCATOR[,link=...][,queues=N]`; commas inside values are doubled
     #[arg(long, value_name = "SPEC", action = ArgAction::Append)]
     pub nic: Vec<String>,
 
@@ -73,6 +73,17 @@ pub struct Cli {
     /// Print what this back end is as JSON, and exit
     #[arg(long)]
     pub print_capabilities: bool,
+}
+
+impl Cli {
+    /// All descriptors that the command line names.
+    pub fn descriptors(&self) -> Vec<RawFd> {
+        let of_nics = self.nic.iter().filter_map(|spec| match parse_nic(spec).ok()?.door {
+            Door::Fd(fd) => Some(fd),
+            Door::Path(_) => None,
+        });
+        of_nics.chain(self.fd).chain(self.ready_fd).chain(self.lifeline_fd).collect()
+    }
 }
 
 /// Where front ends come from.

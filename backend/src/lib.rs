@@ -24,8 +24,12 @@ mod sys;
 
 use std::fmt;
 
+use std::path::PathBuf;
+
 pub use readiness::Readiness;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use server::Server;
+pub use sys::Inherited;
 
 /// Exit statuses, as the manual page lists them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,10 +64,43 @@ impl Failure {
     }
 }
 
+/// A directory that was made for us, and that we remove at the end, however we end in order.
+struct PrivateDir(Option<PathBuf>);
+
+impl Drop for PrivateDir {
+    fn drop(&mut self) {
+        if let Some(dir) = &self.0
+            && let Err(error) = std::fs::remove_dir(dir)
+        {
+            log::warn!("cannot remove {}: {error}", dir.display());
+        }
+    }
+}
+
 /// Runs until a signal or the life line ends it. Everything is checked and opened before `ready` hears of it.
-pub fn run(config: cli::Config, ready: &mut Readiness) -> Result<(), Failure> {
+pub fn run(mut config: cli::Config, inherited: Inherited, ready: &mut Readiness) -> Result<(), Failure> {
+    // Outlives the server, whose sockets lie in it.
+    let _private_dir = PrivateDir(config.private_dir.take());
+    raise_descriptor_limit();
     let signals = sys::take_signals().map_err(|e| Failure::system("cannot wait for signals", e))?;
-    let server = Server::new(config, signals)?;
+    let server = Server::new(config, inherited, signals)?;
     ready.tell_ready();
     server.run()
+}
+
+/// A NIC holds a descriptor per memory region and four per ring; what does not fit is refused when it comes.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
+    {
+        log::info!("the limit of descriptors stays as it is: {error}");
+    }
+}
+
+/// An error with its causes in one sentence.
+fn sentence(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        None => error.to_string(),
+        Some(source) => format!("{error}: {}", sentence(source)),
+    }
 }

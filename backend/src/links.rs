@@ -6,14 +6,14 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fd::OwnedFd;
-use vdeplug::{Link, LinkError, OpenError, OpenOptions};
+use vdeplug::{Link, LinkError, OpenOptions};
 use virtio_net::LinkLost;
 
 use crate::cli::NicConfig;
-use crate::{Failure, Status};
+use crate::{Failure, Status, sentence};
 
 const FIRST_DELAY: Duration = Duration::from_millis(100);
 const LAST_DELAY: Duration = Duration::from_secs(5);
@@ -57,7 +57,7 @@ impl Reporter {
     /// The callback of one worker of a NIC.
     pub fn lost(&self, nic: usize) -> LinkLost {
         let reporter = self.clone();
-        Box::new(move |link, error: &LinkError| reporter.tell(nic, link, News::Lost(error.to_string())))
+        Box::new(move |link, error: &LinkError| reporter.tell(nic, link, News::Lost(sentence(error))))
     }
 }
 
@@ -69,21 +69,43 @@ pub fn open_all(nic: &NicConfig, options: &OpenOptions) -> Result<Vec<Arc<dyn Li
     nic.links.iter().map(open).collect()
 }
 
-/// An error with its causes in one sentence.
-fn sentence(error: &OpenError) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
+/// How long to wait before a lost link is opened again. A network that throws us out as often as we come is asked ever
+/// less often; one that kept us for a while is asked soon.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    delay: Duration,
+    since: Instant,
+}
+
+impl Patience {
+    /// The link has just been opened for the first time.
+    pub fn new() -> Self {
+        Self { delay: FIRST_DELAY, since: Instant::now() }
     }
-    text
+
+    /// The link is lost: how long to wait first.
+    pub fn lost(&mut self) -> Duration {
+        let kept = self.since.elapsed() > LAST_DELAY;
+        self.delay = if kept { FIRST_DELAY } else { (self.delay * 2).min(LAST_DELAY) };
+        self.delay
+    }
+
+    /// The link is open again.
+    pub fn opened(&mut self) {
+        self.since = Instant::now();
+    }
 }
 
 /// Opens a lost link again, in a thread of its own, however long it takes.
-pub fn reopen(nic: usize, link: usize, locator: String, options: OpenOptions, reporter: Reporter) {
+pub fn reopen(
+    nic: usize,
+    link: usize,
+    locator: String,
+    mut delay: Duration,
+    options: OpenOptions,
+    reporter: Reporter,
+) {
     let open = move || {
-        let mut delay = FIRST_DELAY;
         loop {
             std::thread::sleep(delay);
             match vdeplug::open(&locator, &options) {

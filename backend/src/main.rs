@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use vhost_user_vde::cli::{Cli, Config, print_capabilities};
-use vhost_user_vde::{Failure, Readiness, Status, run};
+use vhost_user_vde::{Failure, Inherited, Readiness, Status, run};
 
 fn main() -> ExitCode {
     // The conventions for vhost-user programs: whatever else was said is ignored.
@@ -19,11 +19,13 @@ fn main() -> ExitCode {
             writeln!(out, "vhost-user-vde: {}", record.args())
         })
         .init();
-    let mut ready = match Readiness::new(cli.ready_fd) {
+    // SAFETY: nothing was opened before.
+    let mut inherited = unsafe { Inherited::claim(&cli.descriptors()) };
+    let mut ready = match Readiness::new(cli.ready_fd, &mut inherited) {
         Ok(ready) => ready,
         Err(failure) => return fail(&failure),
     };
-    match Config::try_from(cli).and_then(|config| run(config, &mut ready)) {
+    match Config::try_from(cli).and_then(|config| run(config, inherited, &mut ready)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) if ready.tell_failure(&failure) => status(failure.status),
         Err(failure) => fail(&failure),

@@ -8,7 +8,8 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::RawFd;
 
-use crate::{Failure, Status, sys};
+use crate::sys::Inherited;
+use crate::{Failure, Status};
 
 /// Where to tell it; nowhere without `--ready-fd`.
 #[derive(Debug)]
@@ -16,11 +17,11 @@ pub struct Readiness(Option<File>);
 
 impl Readiness {
     /// Takes the descriptor over.
-    pub fn new(fd: Option<RawFd>) -> Result<Self, Failure> {
-        let fd = fd.map(|fd| {
-            sys::inherited(fd).map_err(|e| Failure::new(Status::Usage, format_args!("--ready-fd {fd}: {e}")))
-        });
-        Ok(Self(fd.transpose()?.map(File::from)))
+    pub fn new(fd: Option<RawFd>, inherited: &mut Inherited) -> Result<Self, Failure> {
+        let take = |fd| {
+            inherited.take(fd).map_err(|e| Failure::new(Status::Usage, format_args!("--ready-fd {fd}: {e}")))
+        };
+        Ok(Self(fd.map(take).transpose()?.map(File::from)))
     }
 
     /// All is up.

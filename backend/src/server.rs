@@ -8,7 +8,6 @@
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 
@@ -19,10 +18,11 @@ use vdeplug::OpenOptions;
 use vhost_user::{Connection, Error};
 
 use crate::cli::{Config, NicConfig};
-use crate::links::{self, LinkEvent, News, Reporter};
+use crate::links::{self, LinkEvent, News, Patience, Reporter};
 use crate::nic::Nic;
 use crate::socket::{self, Entrance, OwnName};
-use crate::{Failure, Status, sys};
+use crate::sys::Inherited;
+use crate::{Failure, Status, sentence};
 
 /// What an epoll event is about, packed into its data word: kind in the upper half, number of the NIC in the lower.
 #[derive(Clone, Copy, Debug)]
@@ -66,9 +66,14 @@ struct Served {
     /// Removed from the file system when the server ends.
     _own_name: Option<OwnName>,
     connection: Option<Connection>,
-    locators: Vec<String>,
-    /// Per link: is it up?
-    up: Vec<bool>,
+    links: Vec<LinkState>,
+}
+
+/// A link as the control thread knows it.
+struct LinkState {
+    locator: String,
+    up: bool,
+    patience: Patience,
 }
 
 /// The control thread's state.
@@ -80,34 +85,20 @@ pub struct Server {
     reporter: Reporter,
     options: OpenOptions,
     served: Vec<Served>,
-    private_dir: Option<PathBuf>,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // The sockets' names go first: they may lie in the directory.
-        self.served.clear();
-        if let Some(dir) = &self.private_dir
-            && let Err(error) = std::fs::remove_dir(dir)
-        {
-            log::warn!("cannot remove {}: {error}", dir.display());
-        }
-    }
 }
 
 impl Server {
     /// Opens links and sockets and starts the workers; nothing is left behind by a failure.
-    pub fn new(config: Config, signals: OwnedFd) -> Result<Self, Failure> {
+    pub fn new(config: Config, mut inherited: Inherited, signals: OwnedFd) -> Result<Self, Failure> {
         let system = |e: rustix::io::Errno| Failure::system("cannot wait for events", e);
         let epoll = epoll::create(CreateFlags::CLOEXEC).map_err(system)?;
         let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(system)?);
         epoll::add(&epoll, &signals, Source::Signal.pack(), EventFlags::IN).map_err(system)?;
         epoll::add(&epoll, &wake, Source::News.pack(), EventFlags::IN).map_err(system)?;
-        let lifeline = config.lifeline.map(|fd| {
-            sys::inherited(fd)
-                .map_err(|e| Failure::new(Status::Usage, format_args!("--lifeline-fd {fd}: {e}")))
-        });
-        let lifeline = lifeline.transpose()?;
+        let usage =
+            |fd, e: std::io::Error| Failure::new(Status::Usage, format_args!("--lifeline-fd {fd}: {e}"));
+        let take = |fd| inherited.take(fd).map_err(|e| usage(fd, e));
+        let lifeline = config.lifeline.map(take).transpose()?;
         if let Some(fd) = &lifeline {
             epoll::add(&epoll, fd, Source::Lifeline.pack(), EventFlags::IN)
                 .map_err(|e| Failure::new(Status::Usage, format_args!("--lifeline-fd: {e}")))?;
@@ -121,10 +112,9 @@ impl Server {
             reporter: Reporter { sender, wake },
             options: OpenOptions { description: config.description, ..OpenOptions::default() },
             served: Vec::new(),
-            private_dir: config.private_dir,
         };
         for nic in config.nics {
-            server.add_nic(nic)?;
+            server.add_nic(nic, &mut inherited)?;
         }
         for index in 0..server.served.len() {
             server.open_door(index).map_err(system)?;
@@ -132,27 +122,26 @@ impl Server {
         Ok(server)
     }
 
-    fn add_nic(&mut self, config: NicConfig) -> Result<(), Failure> {
+    fn add_nic(&mut self, config: NicConfig, inherited: &mut Inherited) -> Result<(), Failure> {
         let index = self.served.len();
         let name = format!("nic{index}");
         let links = links::open_all(&config, &self.options)?;
-        let (entrance, own_name) = socket::open(&config.door)?;
+        let (entrance, own_name) = socket::open(&config.door, inherited)?;
         let nic = Nic::new(&name, config.queues, || self.reporter.lost(index))
             .map_err(|e| Failure::system("cannot start a worker", e))?;
         for (number, link) in links.iter().enumerate() {
             nic.set_link(number, link);
         }
-        let up = vec![true; links.len()];
-        let locators = config.links;
-        let served = Served { name, nic, entrance, _own_name: own_name, connection: None, locators, up };
-        self.served.push(served);
+        let state = |locator| LinkState { locator, up: true, patience: Patience::new() };
+        let links = config.links.into_iter().map(state).collect();
+        self.served.push(Served { name, nic, entrance, _own_name: own_name, connection: None, links });
         Ok(())
     }
 
     /// Watches a listening socket, or takes the connection that was inherited.
     fn open_door(&mut self, index: usize) -> rustix::io::Result<()> {
-        let Some(served) = self.served.get(index) else { return Ok(()) };
-        match &served.entrance {
+        let Some(served) = self.served.get_mut(index) else { return Ok(()) };
+        match &mut served.entrance {
             // Edge-triggered: who waits behind a served front end must not keep us awake.
             Entrance::Listener(listener) => {
                 let _ = listener.set_nonblocking(true);
@@ -160,7 +149,7 @@ impl Server {
                 epoll::add(&self.epoll, listener, Source::Listener(index).pack(), flags)
             }
             Entrance::Connected(stream) => {
-                if let Ok(stream) = stream.try_clone() {
+                if let Some(stream) = stream.take() {
                     self.connect(index, stream);
                 }
                 Ok(())
@@ -236,7 +225,7 @@ impl Server {
         let Err(error) = connection.on_readable(&mut served.nic) else { return };
         match error {
             Error::Closed => log::info!("{}: front end gone", served.name),
-            error => log::warn!("{}: front end disconnected: {error}", served.name),
+            error => log::warn!("{}: front end disconnected: {}", served.name, sentence(&error)),
         }
         if let Some(connection) = served.connection.take() {
             let _ = epoll::delete(&self.epoll, connection.as_fd());
@@ -250,20 +239,20 @@ impl Server {
         let _ = rustix::io::read(&self.reporter.wake, &mut [0u8; 8]);
         while let Ok(LinkEvent { nic, link, news }) = self.news.try_recv() {
             let Some(served) = self.served.get_mut(nic) else { continue };
-            let (Some(up), Some(locator)) = (served.up.get_mut(link), served.locators.get(link)) else {
-                continue;
-            };
+            let Some(state) = served.links.get_mut(link) else { continue };
+            let locator = &state.locator;
             match news {
                 // Every worker of the NIC may say so.
-                News::Lost(_) if !*up => {}
+                News::Lost(_) if !state.up => {}
                 News::Lost(reason) => {
-                    *up = false;
+                    state.up = false;
                     log::warn!("{}: link '{locator}' is down ({reason}); trying to get it back", served.name);
                     let (options, reporter) = (self.options.clone(), self.reporter.clone());
-                    links::reopen(nic, link, locator.clone(), options, reporter);
+                    links::reopen(nic, link, locator.clone(), state.patience.lost(), options, reporter);
                 }
                 News::Open(opened) => {
-                    *up = true;
+                    state.up = true;
+                    state.patience.opened();
                     log::warn!("{}: link '{locator}' is up again", served.name);
                     served.nic.set_link(link, &opened);
                 }

@@ -10,7 +10,8 @@ use rustix::net::AddressFamily;
 use rustix::net::sockopt::{socket_acceptconn, socket_domain};
 
 use crate::cli::Door;
-use crate::{Failure, Status, sys};
+use crate::sys::Inherited;
+use crate::{Failure, Status};
 
 /// Longest path of a Unix socket, in bytes (`sun_path` less its terminator).
 const MAX_PATH: usize = 107;
@@ -20,8 +21,8 @@ const MAX_PATH: usize = 107;
 pub enum Entrance {
     /// One after the other.
     Listener(UnixListener),
-    /// This one and no other.
-    Connected(UnixStream),
+    /// This one and no other; `None` once it is served.
+    Connected(Option<UnixStream>),
 }
 
 /// A socket that we made; its name is removed on drop if it is still ours.
@@ -50,10 +51,10 @@ fn failure(sentence: String) -> Failure {
 }
 
 /// Opens what the configuration names.
-pub fn open(door: &Door) -> Result<(Entrance, Option<OwnName>), Failure> {
+pub fn open(door: &Door, inherited: &mut Inherited) -> Result<(Entrance, Option<OwnName>), Failure> {
     match door {
         Door::Path(path) => bind(path).map(|(listener, name)| (Entrance::Listener(listener), Some(name))),
-        Door::Fd(fd) => inherit(*fd).map(|entrance| (entrance, None)),
+        Door::Fd(fd) => inherit(*fd, inherited).map(|entrance| (entrance, None)),
     }
 }
 
@@ -96,15 +97,15 @@ fn remove_stale(path: &Path) -> Result<(), Failure> {
     }
 }
 
-fn inherit(fd: RawFd) -> Result<Entrance, Failure> {
-    let owned = sys::inherited(fd).map_err(|e| failure(format!("--fd {fd}: {e}")))?;
+fn inherit(fd: RawFd, inherited: &mut Inherited) -> Result<Entrance, Failure> {
+    let owned = inherited.take(fd).map_err(|e| failure(format!("--fd {fd}: {e}")))?;
     let listening = socket_acceptconn(owned.as_fd())
         .ok()
         .filter(|_| socket_domain(owned.as_fd()) == Ok(AddressFamily::UNIX))
         .ok_or_else(|| failure(format!("--fd {fd}: not a Unix socket")))?;
     Ok(match listening {
         true => Entrance::Listener(owned.into()),
-        false => Entrance::Connected(owned.into()),
+        false => Entrance::Connected(Some(owned.into())),
     })
 }
 

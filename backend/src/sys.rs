@@ -1,5 +1,9 @@
-//! Signals as a descriptor, and descriptors that were inherited by number.
+//! Signals as a descriptor, and descriptors that were inherited by number: all unsafe code of this crate.
+//!
+//! Invariant I: a number on the command line is turned into an owned descriptor once, and before this process has opened
+//! any descriptor of its own that might have that number.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -35,15 +39,33 @@ fn check(code: libc::c_int) -> io::Result<()> {
     if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(code)) }
 }
 
-/// Takes over a descriptor that the command line names. It must be open; it is not passed on to programs of ours.
-pub fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
-    if fd <= 2 {
-        return Err(io::Error::other("descriptors 0 to 2 are the standard ones"));
+/// Descriptors that whoever started us opened for us and named on the command line.
+#[derive(Debug)]
+pub struct Inherited(BTreeMap<RawFd, OwnedFd>);
+
+impl Inherited {
+    /// Takes over those of `numbers` that are open; they are not passed on to programs of ours.
+    ///
+    /// # Safety
+    /// To be called once, before this process has opened anything: then no descriptor above 2 is in use by it.
+    pub unsafe fn claim(numbers: &[RawFd]) -> Self {
+        let mut claimed = BTreeMap::new();
+        for fd in numbers.iter().copied().filter(|fd| *fd > 2) {
+            // SAFETY: only used to ask whether it is open.
+            let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+            let open =
+                fcntl_getfd(borrowed).and_then(|flags| fcntl_setfd(borrowed, flags | FdFlags::CLOEXEC));
+            if open.is_ok() && !claimed.contains_key(&fd) {
+                // SAFETY: it is open, nothing else here uses it (I, the caller's promise), and it is claimed once.
+                claimed.insert(fd, unsafe { OwnedFd::from_raw_fd(fd) });
+            }
+        }
+        Self(claimed)
     }
-    // SAFETY: only used to ask whether it is open.
-    let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
-    let flags = fcntl_getfd(borrowed).map_err(|_| io::Error::other("no such descriptor is open"))?;
-    fcntl_setfd(borrowed, flags | FdFlags::CLOEXEC)?;
-    // SAFETY: it is open, and nothing in this process uses it: descriptors above 2 come from the caller, for us.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+
+    /// Hands one out, once.
+    pub fn take(&mut self, fd: RawFd) -> io::Result<OwnedFd> {
+        let why = "it is not open, one of the standard ones, or given twice";
+        self.0.remove(&fd).ok_or_else(|| io::Error::other(why))
+    }
 }

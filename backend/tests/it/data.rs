@@ -109,6 +109,16 @@ fn tx_nonsense_is_returned_and_the_queue_goes_on() {
     for _ in 0..4 {
         assert_eq!(tx.used().1, 0);
     }
+    tx.send(&[1, 0, 0, 0, 0, 0, 14, 0, 2, 0, 0, 0], &frame(1, 10_000), 2000); // longer than any link carries
+    assert_eq!(tx.used(), (0, 0));
+    for head in 20..28u16 {
+        // Eight descriptors over all of memory: 32 MiB that must not be summed.
+        let (flags, next) = if head < 27 { (NEXT, head + 1) } else { (0, 0) };
+        tx.descriptor(None, head, 0, 4 << 20, flags, next);
+    }
+    tx.offer(20);
+    tx.kick();
+    assert_eq!(tx.used(), (20, 0));
     tx.descriptor(None, 7, 0xffff_ffff_0000, 100, 0, 0); // outside memory
     tx.offer(7);
     tx.descriptor(None, 8, 0, 100, NEXT, 8); // a loop
@@ -210,6 +220,39 @@ fn rx_long_frame_without_mergeable_buffers_is_discarded() {
     assert_eq!(rx.used().1, 12, "a header and nothing behind: drivers drop it as too short");
     let (head, used) = rx.used();
     assert_eq!((used, rx.bytes(buffers[usize::from(head)] + 12, 100)), (112, sent));
+}
+
+#[test]
+fn rx_goes_on_after_a_frame_that_found_too_few_buffers() {
+    let mut net = net(MODERN);
+    let station = net.switch.station();
+    net.driver.rx().post(36, 40);
+    net.driver.rx().kick();
+    station.send(&frame(1, 1500)); // needs 38 of them
+    let rx = net.driver.rx();
+    assert_eq!(rx.used().1, 12, "given back without a frame");
+    station.send(&frame(2, 20));
+    assert_eq!(rx.used().1, 32);
+}
+
+#[test]
+fn rx_of_a_plain_driver_after_a_mergeable_one_is_not_spread() {
+    let net = net(MODERN);
+    let station = net.switch.station();
+    let Net { switch: _switch, backend: _backend, mut driver, dir } = net;
+    driver.rx().post(4, 1600);
+    driver.rx().kick();
+    station.send(&frame(1, 100));
+    driver.rx().used();
+    drop(driver);
+    let mut driver = Driver::connect(&dir.path().join("n0"), 0, 1);
+    let buffers = driver.rx().post(4, 600);
+    driver.rx().kick();
+    station.send(&frame(2, 1000));
+    assert_eq!(driver.rx().used(), (0, 10), "dropped whole");
+    station.send(&frame(3, 100));
+    assert_eq!(driver.rx().used(), (1, 110));
+    assert_eq!(driver.rx().bytes(buffers[1] + 10, 100), frame(3, 100));
 }
 
 #[test]

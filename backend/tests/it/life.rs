@@ -62,7 +62,7 @@ fn errors_name_the_word_and_have_their_status() {
     std::fs::write(path("file"), "precious").unwrap();
     let _switch = Switch::start(&dir.path().join("sw"));
     let (sock, sw, file, none) = (path("n0"), path("sw"), path("file"), path("none"));
-    let cases: [(&[&str], i32, &str); 7] = [
+    let cases: [(&[&str], i32, &str); 8] = [
         (&[], 2, "no NIC to serve"),
         (&["--socket-path", &sock, "--link", &none], 3, &none),
         (&["--socket-path", &sock, "--link", "gopher://x"], 3, "gopher"),
@@ -70,6 +70,7 @@ fn errors_name_the_word_and_have_their_status() {
         (&["--socket-path", &file, "--link", &sw], 4, &file),
         (&["--socket-path", &path("no/n0"), "--link", &sw], 4, "directory"),
         (&["--fd", "77", "--link", &sw], 4, "77"),
+        (&["--fd", "4", "--link", &sw], 4, "--fd 4"),
     ];
     for (args, status, word) in cases {
         let output = run(args);

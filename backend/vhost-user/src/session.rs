@@ -2,15 +2,15 @@
 //!
 //! # Theory of operation
 //! A ring is *started* from the moment its kick descriptor arrives until GET_VRING_BASE, and *runs* while the device has
-//! it. The two differ only inside [`Session::handle`]: a request that changes what rings rest on (memory, features,
+//! it. The two differ inside [`Session::handle`], where a request that changes what rings rest on (memory, features,
 //! addresses) takes them from the device first and gives them back afterwards, at the available index they had
-//! reached. QEMU depends on none of that order: it enables rings before it sets features, and sets call descriptors
+//! reached; and while guest memory does not cover the ring. QEMU depends on none of that order: it enables rings before it sets features, and sets call descriptors
 //! after it started the ring.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::fs::{FileType, OFlags, fcntl_getfl, fcntl_setfl, fstat};
 use vhost::vhost_user::message::{
     VhostUserMemory, VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserSingleMemoryRegion,
     VhostUserU64, VhostUserVirtioFeatures, VhostUserVringAddr, VhostUserVringState,
@@ -24,8 +24,9 @@ use crate::conn::Error;
 use crate::message::{self, Answer, Message, Stops};
 use crate::{Device, StartedRing};
 
-/// Set in the body of SET_VRING_KICK, _CALL and _ERR when no descriptor comes along.
+/// In the body of SET_VRING_KICK, _CALL and _ERR (vhost-user, "Front-end message types"): no descriptor comes along.
 const NOFD: u64 = 1 << 8;
+/// The same body's bits that are the ring's index.
 const RING_INDEX: u64 = 0xff;
 
 /// A request that we cannot carry out; the text says why and goes into the log.
@@ -93,8 +94,24 @@ impl Session {
                 Stops::Ring => self.suspend(device, ring_of(&message)),
                 Stops::All => (0..self.rings.len()).for_each(|i| self.suspend(device, i)),
             }
+            let about = ring_of(&message);
             let answer = (entry.run)(self, device, message);
-            self.resume_all(device).and(answer)
+            let failed = self.resume_all(device);
+            match failed {
+                // The front end just said how this ring is to run, and it cannot.
+                Some((index, why)) if matches!(entry.stops, Stops::Ring) && index == about => {
+                    if let Some(ring) = self.rings.get_mut(index) {
+                        ring.kick = None;
+                    }
+                    refuse(format!("ring {index}: {why}"))
+                }
+                // A region that changes its shape is taken away and then given again, and the ring with it.
+                Some((index, why)) => {
+                    log::info!("{}: ring {index} rests: {why}", self.name);
+                    answer
+                }
+                None => answer,
+            }
         });
         match result {
             Ok(Some(answer)) => Ok(Some(answer)),
@@ -122,18 +139,15 @@ impl Session {
         ring.running = false;
     }
 
-    /// Gives the device every ring that is started and does not run. One that cannot run is not started any more.
-    fn resume_all(&mut self, device: &mut dyn Device) -> Result<(), Refused> {
-        let mut result = Ok(());
+    /// Gives the device every ring that is started and does not run. Returns the last that cannot run, and why.
+    fn resume_all(&mut self, device: &mut dyn Device) -> Option<(usize, String)> {
+        let mut failed = None;
         for index in 0..self.rings.len() {
             if let Err(Refused(why)) = self.resume(device, index) {
-                if let Some(ring) = self.rings.get_mut(index) {
-                    ring.kick = None;
-                }
-                result = refuse(format!("ring {index}: {why}"));
+                failed = Some((index, why));
             }
         }
-        result
+        failed
     }
 
     fn resume(&mut self, device: &mut dyn Device, index: usize) -> Result<(), Refused> {
@@ -376,7 +390,12 @@ fn ring_fd(mut message: Message) -> Result<(u64, Option<OwnedFd>), Refused> {
         return refuse("descriptor and flag disagree");
     }
     if let Some(fd) = &fd {
-        // The descriptor is of any kind; a full or empty one must never block a worker.
+        // The front end may pass anything; a worker that reads or writes it must never block, which O_NONBLOCK ensures
+        // for whatever can be waited for, and for nothing else.
+        let kind = FileType::from_raw_mode(fstat(fd).map_err(|e| Refused(e.to_string()))?.st_mode);
+        if !matches!(kind, FileType::Fifo | FileType::Socket | FileType::Unknown) {
+            return refuse("the descriptor is no eventfd, pipe or socket");
+        }
         let flags = fcntl_getfl(fd).map_err(|e| Refused(e.to_string()))?;
         fcntl_setfl(fd, flags | OFlags::NONBLOCK).map_err(|e| Refused(e.to_string()))?;
     }

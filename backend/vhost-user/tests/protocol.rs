@@ -175,6 +175,36 @@ fn memory_change_restarts_running_rings_where_they_were() {
 }
 
 #[test]
+fn ring_whose_memory_is_taken_away_and_given_again_goes_on() {
+    let peer = serve();
+    let mut frontend = negotiated(&peer);
+    let file = memory_file();
+    frontend.add_mem_region(&region(&file, 0)).unwrap();
+    start(&mut frontend, 0);
+    assert_eq!(peer.calls.recv().unwrap(), Call::Start(0, false));
+    frontend.remove_mem_region(&region(&file, 0)).unwrap();
+    assert_eq!(peer.calls.recv().unwrap(), Call::Stop(0));
+    frontend.set_vring_enable(0, true).unwrap();
+    frontend.add_mem_region(&region(&file, 0)).unwrap();
+    assert_eq!(peer.calls.recv().unwrap(), Call::Start(0, true));
+    drop((frontend, peer.stream));
+    peer.server.join().unwrap();
+}
+
+#[test]
+fn files_are_no_notification_descriptors() {
+    use std::os::fd::{FromRawFd, IntoRawFd};
+    let peer = serve();
+    let mut frontend = negotiated(&peer);
+    frontend.set_mem_table(&[region(&memory_file(), 0)]).unwrap();
+    start(&mut frontend, 0);
+    // SAFETY: the descriptor is the file's own, given up by it.
+    let file = unsafe { EventFd::from_raw_fd(memory_file().into_raw_fd()) };
+    assert!(frontend.set_vring_call(0, &file).is_err());
+    assert!(frontend.set_vring_kick(0, &file).is_err());
+}
+
+#[test]
 fn wrong_requests_are_refused_and_the_connection_lives() {
     let peer = serve();
     let mut frontend = negotiated(&peer);
