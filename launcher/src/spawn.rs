@@ -96,8 +96,9 @@ fn start(mut request: Request) -> Result<(), Error> {
     let private_dir = PrivateDir::choose()?;
     facts.private_dir.clone_from(&private_dir.path);
     let plan = rewrite.plan(&program.path, &facts)?;
-    plan.notices.iter().for_each(|notice| say(notice));
     let lifeline = serve(&plan, private_dir)?;
+    // Only now: who gets an error is not to look for it among remarks.
+    plan.notices.iter().for_each(|notice| say(notice));
     become_qemu(&program, &plan.arguments, lifeline)
 }
 

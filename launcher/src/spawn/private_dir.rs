@@ -32,7 +32,10 @@ impl PrivateDir {
         let mut problem = None;
         for base in bases() {
             match make_base(&base) {
-                Ok(()) => return Ok(Self { path: free_name(&base)?, exists: false }),
+                Ok(()) => {
+                    sweep(&base);
+                    return Ok(Self { path: free_name(&base)?, exists: false });
+                }
                 // Somebody's trap is not to be walked around in silence.
                 Err(error @ Error::PrivateDirUnsafe { .. }) => return Err(error),
                 Err(error) => problem = problem.or(Some(error)),
@@ -102,6 +105,18 @@ fn make_base(base: &Path) -> Result<(), Error> {
     Err(Error::PrivateDirUnsafe { path: base.to_owned(), problem })
 }
 
+/// Removes the empty directories of processes that are gone: of a `vdeq` that was killed before its back end could take
+/// its directory over. One that is in use has sockets in it, and stays.
+fn sweep(base: &Path) {
+    for entry in fs::read_dir(base).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|name| name.split('-').next()?.parse::<u32>().ok());
+        if pid.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists()) {
+            fs::remove_dir(entry.path()).ok();
+        }
+    }
+}
+
 /// A name with our PID that is not taken: a QEMU that went to the background still uses the name of a
 /// process that is gone, and PIDs come round.
 fn free_name(base: &Path) -> Result<String, Error> {
@@ -120,6 +135,21 @@ fn free_name(base: &Path) -> Result<String, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sweep_removes_only_empty_directories_of_the_dead() {
+        let base = tempfile::tempdir().unwrap();
+        let path = |name: &str| base.path().join(name);
+        // No process has a number as high as these (PID_MAX_LIMIT is 4194304).
+        let (dead, used, ours) = ("99999999", "99999998-1", std::process::id().to_string());
+        for name in [dead, used, &ours, "other"] {
+            fs::create_dir(path(name)).unwrap();
+        }
+        fs::write(path(used).join("0.sock"), "").unwrap();
+        sweep(base.path());
+        assert!(!path(dead).exists());
+        assert!(path(used).exists() && path(&ours).exists() && path("other").exists());
+    }
     use std::os::unix::fs::{PermissionsExt, symlink};
 
     #[test]
