@@ -5,7 +5,9 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use qmp::Client;
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
 use vde_tests::process::{Owned, wait_until};
 use vde_tests::{Guest, Machine, Port, Qemu, Switch, places};
 
@@ -112,6 +114,28 @@ fn daemonized_machine_keeps_its_network_until_it_ends() {
     switch.wait_ports("the daemon's port", LIMIT, |ports| ports.len() == 1).unwrap();
     let pid: i32 = std::fs::read_to_string(&pidfile).unwrap().trim().parse().unwrap();
     kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+    gone(&switch, &parts).unwrap();
+}
+
+#[test]
+fn monitor_sees_shared_memory_and_a_live_socket() {
+    let switch = Switch::start().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("qmp");
+    let qmp = format!("unix:{},server=on,wait=off", socket.display());
+    let mut machine = Owned::new(vdeq(&switch, &["-qmp", &qmp]).unwrap().spawn().unwrap(), "QEMU");
+    wait_until("the monitor's socket", LIMIT, || Ok(socket.exists().then_some(()))).unwrap();
+    let mut monitor = Client::connect(&socket, LIMIT).unwrap();
+    let memory = monitor.execute("query-memdev", json!({})).unwrap();
+    assert_eq!((&memory[0]["id"], &memory[0]["share"]), (&json!("pc.ram"), &json!(true)), "{memory}");
+    assert_eq!(memory[0]["size"], 32 << 20);
+    let chardevs = monitor.execute("query-chardev", json!({})).unwrap();
+    let ours = |c: &&serde_json::Value| c["label"] == "vdeq0c";
+    let ours = chardevs.as_array().unwrap().iter().find(ours).expect("our chardev");
+    assert!(ours["filename"].as_str().unwrap().starts_with("unix:/run/vdeq/"), "{ours}");
+    let parts = back_end(machine.pid()).unwrap();
+    monitor.execute("quit", json!({})).unwrap();
+    assert!(machine.wait(LIMIT).unwrap().success());
     gone(&switch, &parts).unwrap();
 }
 
