@@ -15,7 +15,8 @@ pub const DESCRIPTION: &str = "vdeqemu";
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Plan {
     /// Path of the emulator.
-    pub program: String,
+    #[serde(serialize_with = "as_one_text")]
+    pub program: OsString,
     /// Its arguments.
     #[serde(serialize_with = "as_text")]
     pub arguments: Vec<OsString>,
@@ -87,7 +88,7 @@ impl Plan {
             }
             lines.push_str(" &\n");
         }
-        lines.push_str(&quote(OsStr::new(&self.program)));
+        lines.push_str(&quote(&self.program));
         for word in &self.arguments {
             lines.push(' ');
             lines.push_str(&quote(word));
@@ -100,6 +101,10 @@ impl Plan {
     pub fn json(&self) -> String {
         serde_json::to_string_pretty(self).unwrap_or_else(|error| format!("{{\"error\": \"{error}\"}}"))
     }
+}
+
+fn as_one_text<S: Serializer>(word: &OsString, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&word.to_string_lossy())
 }
 
 fn as_text<S: Serializer>(words: &[OsString], serializer: S) -> Result<S::Ok, S::Error> {

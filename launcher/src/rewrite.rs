@@ -14,7 +14,7 @@
 //! A command line without any VDE option comes out exactly as it went in, and so does the outcome of
 //! a rewriting.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 
 use crate::argv::{Token, scan};
 use crate::cli::Request;
@@ -94,7 +94,7 @@ impl Rewrite {
     }
 
     /// The plan for a VM; `program` is the path of the emulator.
-    pub fn plan(&self, program: &str, facts: &Facts) -> Result<Plan, Error> {
+    pub fn plan(&self, program: &OsStr, facts: &Facts) -> Result<Plan, Error> {
         let mut edits = Edits::new(self.tokens.len());
         if self.segments.values().any(|segment| !segment.links.is_empty()) {
             self.drop_unused(&mut edits);

@@ -75,7 +75,7 @@ fn start(mut request: Request) -> Result<(), Error> {
     let rewrite = Rewrite::read(&program.emulator, &request)?;
     if !rewrite.needs_back_end() {
         let facts = Facts { version: QemuVersion::OLDEST, kvm_usable: false, private_dir: String::new() };
-        let plan = rewrite.plan(&program.path, &facts)?;
+        let plan = rewrite.plan(program.path.as_os_str(), &facts)?;
         return match request.print_plan {
             true => print_plan(&plan),
             false => {
@@ -86,16 +86,19 @@ fn start(mut request: Request) -> Result<(), Error> {
     }
     let version = probe::version(&program.path)?;
     if version < QemuVersion::OLDEST {
-        return Err(Error::TooOld { program: program.path, version: version.to_string() });
+        return Err(Error::TooOld {
+            program: program.path.display().to_string(),
+            version: version.to_string(),
+        });
     }
     let mut facts =
         Facts { version, kvm_usable: sys::kvm_usable(), private_dir: private_dir::STAND_IN.into() };
     if request.print_plan {
-        return print_plan(&rewrite.plan(&program.path, &facts)?);
+        return print_plan(&rewrite.plan(program.path.as_os_str(), &facts)?);
     }
     let private_dir = PrivateDir::choose()?;
     facts.private_dir.clone_from(&private_dir.path);
-    let plan = rewrite.plan(&program.path, &facts)?;
+    let plan = rewrite.plan(program.path.as_os_str(), &facts)?;
     let lifeline = serve(&plan, private_dir)?;
     // Only now: who gets an error is not to look for it among remarks.
     plan.notices.iter().for_each(|notice| say(notice));

@@ -12,9 +12,10 @@ impl QemuVersion {
     /// The oldest one whose `-netdev vhost-user` and memory backends do what is needed here.
     pub const OLDEST: Self = Self(5, 2, 0);
 
-    /// Finds `version A.B[.C]` in what `qemu --version` printed. Warnings before it do no harm.
+    /// Finds `emulator version A.B[.C]` in what `qemu --version` printed. Warnings before it, of the
+    /// versions of libraries too, do no harm.
     pub fn find(text: &str) -> Option<Self> {
-        text.match_indices("version ").find_map(|(at, word)| {
+        text.match_indices("emulator version ").find_map(|(at, word)| {
             let mut numbers = text[at + word.len()..].split(|c: char| !c.is_ascii_digit());
             let major = numbers.next()?.parse().ok()?;
             let minor = numbers.next()?.parse().ok()?;
@@ -23,7 +24,7 @@ impl QemuVersion {
         })
     }
 
-    /// The chardev property that makes QEMU come back to a restarted back end after a second.
+    /// The chardev property that makes QEMU connect again a second after a connection broke.
     /// `reconnect=` is deprecated since 9.2, where `reconnect-ms=` began.
     pub fn reconnect(self) -> &'static str {
         if self >= Self(9, 2, 0) { "reconnect-ms=1000" } else { "reconnect=1" }
@@ -50,11 +51,11 @@ mod tests {
         let debian = "QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)\nCopyright (c) 2003-2022";
         assert_eq!(QemuVersion::find(debian), Some(QemuVersion(7, 2, 22)));
         assert_eq!(
-            QemuVersion::find("warning: version mismatch\nQEMU emulator version 10.0"),
+            QemuVersion::find("warning: library version 2.74\nQEMU emulator version 10.0"),
             Some(QemuVersion(10, 0, 0))
         );
         assert_eq!(QemuVersion::find("hello"), None);
-        assert_eq!(QemuVersion::find("version 99999999999.1"), None);
+        assert_eq!(QemuVersion::find("emulator version 99999999999.1"), None);
         assert_eq!(QemuVersion(9, 1, 9).reconnect(), "reconnect=1");
         assert_eq!(QemuVersion(10, 0, 2).reconnect(), "reconnect-ms=1000");
     }

@@ -2,7 +2,9 @@
 
 mod rig;
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 
@@ -258,6 +260,25 @@ fn print_plan_runs_nothing() {
     assert_eq!(json["back_end"]["nics"][0]["links"][0], "/no/such/switch");
     assert_eq!(json["memory"]["bytes"], 64 << 20);
     assert_eq!(json["qemu_version"], "10.0.2");
+}
+
+#[test]
+fn a_path_that_is_not_text_and_a_chatty_library_do_no_harm() {
+    let rig = Rig::new();
+    let directory = rig.scratch.path().join(OsStr::from_bytes(b"odd\xff"));
+    fs::create_dir(&directory).expect("directory");
+    let program = directory.join("qemu-system-x86_64");
+    let banner = "#!/bin/sh\n\
+        echo 'warning: library version 2.74, once of emulator version 1.2' >&2\n\
+        echo 'QEMU emulator version 9.0.1'\n";
+    fs::rename(rig.script("chatty", banner), &program).expect("rename");
+    let plain = finish(rig.vdeq().arg(&program));
+    assert_eq!(stdout(&plain), "QEMU emulator version 9.0.1\n", "{}", stderr(&plain));
+
+    let plan = finish(rig.vdeq().arg("--print-plan").arg(&program).args(NIC).args(vde("")));
+    assert!(plan.status.success(), "{}", stderr(&plan));
+    let text = stdout(&plan);
+    assert!(text.contains("\"qemu_version\": \"9.0.1\"") && text.contains("/odd\\xff/"), "{text}");
 }
 
 #[test]

@@ -45,7 +45,7 @@ fn facts(version: QemuVersion, kvm_usable: bool) -> Facts {
 
 fn plan(request: &Request, facts: &Facts) -> Result<Plan, Error> {
     let program = request.program.to_string_lossy();
-    Rewrite::read(&program, request)?.plan(&program, facts)
+    Rewrite::read(&program, request)?.plan(&request.program, facts)
 }
 
 /// Carries a case out.
@@ -53,7 +53,7 @@ fn outcome(case: &str) -> String {
     let (mut line, mut version, mut kvm) = (case, QemuVersion(10, 0, 2), false);
     if let Some(rest) = line.strip_prefix('@') {
         let (number, rest) = rest.split_once(' ').expect("a version and a line");
-        version = QemuVersion::find(&format!("version {number}")).expect("a version");
+        version = QemuVersion::find(&format!("emulator version {number}")).expect("a version");
         line = rest;
     }
     if let Some(rest) = line.strip_prefix("kvm ") {

@@ -98,7 +98,8 @@ fn wait_ready(mut report: File, program: &str, limit: Duration) -> Result<(), Er
     }
     let refusal = line.strip_prefix("ERROR ").and_then(|rest| rest.split_once(' '));
     let Some((status, sentence)) = refusal else { return Err(Error::BackEndDied(program.to_owned())) };
-    let status = status.parse().ok().filter(|&status| status != 0);
+    // Only these mean the same to our own user; any other would pass for QEMU's status.
+    let status = status.parse().ok().filter(|status| matches!(status, 2..=4));
     Err(Error::BackEndRefused {
         status: status.unwrap_or(ExitStatus::BackEnd.code()),
         sentence: sentence.to_owned(),
@@ -121,7 +122,10 @@ mod tests {
         report("READY\n").expect("ready");
         for (text, status, sentence) in [
             ("ERROR 3 no switch at /tmp/sw\n", 3, "no switch at /tmp/sw"),
+            ("ERROR 2 no such option\n", 2, "no such option"),
             ("ERROR 0 odd\n", 4, "odd"),
+            ("ERROR 1 out of memory\n", 4, "out of memory"),
+            ("ERROR 5 odd\n", 4, "odd"),
             ("ERROR 999 odd\n", 4, "odd"),
             ("", 4, "ended before it was ready"),
             ("READ", 4, "ended before it was ready"),

@@ -1,6 +1,7 @@
 //! Asking the emulator for its version, once and with a time limit.
 
 use std::io::Read;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -18,19 +19,26 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// More than any banner, even with warnings before it.
 const LONGEST: usize = 64 << 10;
 
-/// Runs `PROGRAM --version` and reads what it says.
-pub fn version(program: &str) -> Result<QemuVersion, Error> {
+/// How long stderr is read once stdout has ended: a child of the program may keep it open for ever.
+const REMARKS_LIMIT: Duration = Duration::from_secs(1);
+
+/// Runs `PROGRAM --version` and reads what it says: on stdout, and only if no version is there on
+/// stderr, where libraries complain.
+pub fn version(program: &Path) -> Result<QemuVersion, Error> {
     let pipe =
         |source: rustix::io::Errno| Error::System { what: "cannot make a pipe", source: source.into() };
     let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).map_err(pipe)?;
-    let errors = writer.try_clone().map_err(|source| Error::System { what: "cannot copy a pipe", source })?;
+    let (errors, errors_writer) = pipe_with(PipeFlags::CLOEXEC).map_err(pipe)?;
     let mut command = Command::new(program);
-    command.arg("--version").stdin(Stdio::null()).stdout(writer).stderr(errors);
+    command.arg("--version").stdin(Stdio::null()).stdout(writer).stderr(errors_writer);
     let mut child = command.spawn().map_err(|source| exec_error(program, source))?;
-    // The command holds the writing ends: without them only the child keeps the pipe open.
+    // The command holds the writing ends: without them only the child keeps the pipes open.
     drop(command);
 
-    let (answer, complete) = read_until(&mut reader.into(), LIMIT);
+    let (mut answer, complete) = read_until(&mut reader.into(), LIMIT);
+    if complete && QemuVersion::find(&answer).is_none() {
+        answer.push_str(&read_until(&mut errors.into(), REMARKS_LIMIT).0);
+    }
     // Whatever is still running would not be asked again; one that has ended cannot be killed.
     child.kill().ok();
     child.wait().ok();
@@ -41,7 +49,7 @@ pub fn version(program: &str) -> Result<QemuVersion, Error> {
             (true, true) => "it says nothing".into(),
             (true, false) => format!("it says '{line}'"),
         };
-        Error::NoVersion { program: program.to_owned(), answer }
+        Error::NoVersion { program: program.display().to_string(), answer }
     })
 }
 

@@ -21,7 +21,7 @@ const DEFAULT_PATH: &str = "/bin:/usr/bin";
 #[derive(Debug)]
 pub struct Program {
     /// Its path.
-    pub path: String,
+    pub path: PathBuf,
     /// What it is called: the name as the user typed it, unless another program stands in for it.
     pub argv0: OsString,
     /// The file name that tells the architecture.
@@ -65,8 +65,8 @@ pub fn prefer_kvm(args: &mut Vec<OsString>) {
 }
 
 /// What a failed `exec` means.
-pub fn exec_error(path: &str, source: io::Error) -> Error {
-    let program = path.to_owned();
+pub fn exec_error(path: &Path, source: io::Error) -> Error {
+    let program = path.display().to_string();
     match source.kind() {
         io::ErrorKind::NotFound => {
             Error::NotFound { program, hint: " (or the interpreter that it names)".into() }
@@ -116,7 +116,7 @@ fn program(path: PathBuf, argv0: OsString, is_kvm_stand_in: bool) -> Program {
         let target = path.canonicalize().map(|target| file_name(&target));
         emulator = target.ok().filter(|target| target.starts_with("qemu-system-")).unwrap_or(emulator);
     }
-    Program { path: path.to_string_lossy().into_owned(), argv0, emulator, is_kvm_stand_in }
+    Program { path, argv0, emulator, is_kvm_stand_in }
 }
 
 /// QEMU's name of the architecture that `uname -m` tells.
