@@ -72,7 +72,9 @@ pub enum Error {
         remedy: &'static str,
     },
     /// A place for guest memory that cannot even be looked at.
-    #[error("{path}, where guest memory shall live, cannot be used: {source}")]
+    #[error(
+        "{path}, where guest memory shall live, cannot be used: {source}; name a file or directory that you may use, in a directory that exists"
+    )]
     MemoryPath {
         /// The file or directory given.
         path: String,
@@ -80,7 +82,9 @@ pub enum Error {
         source: io::Error,
     },
     /// A QEMU that lacks what a vhost-user NIC needs.
-    #[error("{program} is QEMU {version}, but a VDE NIC needs 5.2 or newer; set VDEQ_QEMU to a newer one")]
+    #[error(
+        "{program} is QEMU {version}, but a VDE NIC needs 5.2 or newer; name a newer program (by VDEQ_QEMU if PROGRAM is qemu or kvm)"
+    )]
     TooOld {
         /// The program asked.
         program: String,
@@ -104,7 +108,7 @@ pub enum Error {
         hint: String,
     },
     /// A program that may not be executed.
-    #[error("{program} cannot be executed: {source}")]
+    #[error("{program} cannot be executed: {source}; give the path of an emulator that you may execute")]
     NotExecutable {
         /// The program's path.
         program: String,
@@ -114,8 +118,15 @@ pub enum Error {
     /// The back end program is nowhere.
     #[error("vhost-user-vde not found beside vdeq or on PATH; install it, or set VDEQ_BACKEND to its path")]
     BackEndMissing,
+    /// The back end that the user chose does not exist.
+    #[error(
+        "back end '{0}', named by VDEQ_BACKEND, not found; set VDEQ_BACKEND to the path of vhost-user-vde, or unset it"
+    )]
+    BackEndNotFound(String),
     /// The back end could not be started.
-    #[error("back end {program} cannot be started: {source}")]
+    #[error(
+        "back end {program} cannot be started: {source}; install it again, or set VDEQ_BACKEND to the path of one that works"
+    )]
     BackEndStart {
         /// Its path.
         program: String,
@@ -142,20 +153,24 @@ pub enum Error {
         sentence: String,
     },
     /// The private directory could not be made.
-    #[error("private directory {path} cannot be made: {source}")]
+    #[error("private directory {path} cannot be made: {source}; {remedy}")]
     PrivateDir {
         /// The directory.
         path: PathBuf,
+        /// What to do.
+        remedy: &'static str,
         /// The system's reason.
         source: io::Error,
     },
     /// The private directory belongs to somebody else or is open to others.
-    #[error("{path} {problem}; remove it, or set XDG_RUNTIME_DIR to a directory of your own")]
+    #[error("{path} {problem}; {remedy}")]
     PrivateDirUnsafe {
         /// The directory.
         path: PathBuf,
         /// What is wrong with it.
         problem: &'static str,
+        /// What to do.
+        remedy: &'static str,
     },
     /// A socket name that does not fit into a socket address.
     #[error("socket path {0} is longer than 107 bytes; set XDG_RUNTIME_DIR to a shorter directory")]
@@ -187,6 +202,7 @@ impl Error {
             Self::NotExecutable { .. } => E::NotExecutable,
             Self::BackEndRefused { status, .. } => return *status,
             Self::BackEndMissing
+            | Self::BackEndNotFound(_)
             | Self::BackEndStart { .. }
             | Self::BackEndDied(_)
             | Self::BackEndSilent { .. }

@@ -205,18 +205,28 @@ fn refusals_name_the_word_and_start_nothing() {
     let with = |last: &'static str| [nic.as_slice(), &[last]].concat();
 
     refused(&rig, &mut line(&["no-such-program", "-m", "1"]), 127, &["'no-such-program'"]);
-    refused(&rig, &mut line(&["./no/such", "-net", "nic", "-net", "vde"]), 127, &["'./no/such'"]);
-    refused(&rig, &mut line(&["/etc/passwd"]), 126, &["/etc/passwd", "ermission"]);
+    refused(
+        &rig,
+        &mut line(&["./no/such", "-net", "nic", "-net", "vde"]),
+        127,
+        &["'./no/such'", "give the path"],
+    );
+    refused(&rig, &mut line(&["/etc/passwd"]), 126, &["/etc/passwd", "ermission", "you may execute"]);
     refused(&rig, &mut line(&with("vdefoo")), 2, &["vdefoo"]);
     refused(&rig, &mut line(&with("vde,port=x")), 2, &["'x'"]);
     refused(&rig, &mut line(&["qemu-system-x86_64", "-sock"]), 2, &["-sock"]);
-    refused(&rig, line(&with("vde")).env("FQ_VERSION", "4.2.1"), 6, &["4.2.1", "5.2"]);
+    refused(
+        &rig,
+        line(&with("vde")).env("FQ_VERSION", "4.2.1"),
+        6,
+        &["4.2.1", "5.2", "name a newer program"],
+    );
     refused(&rig, line(&with("vde")).env("FQ_VERSION", "?"), 6, &["does not name a QEMU version"]);
     refused(&rig, &mut line(&with("vde,sock=/no/such/switch")), 3, &["/no/such/switch"]);
     let memory = [with("vde").as_slice(), &["-m", "999999G", "-mem-path", "/dev/shm"]].concat();
     refused(&rig, &mut line(&memory), 5, &["/dev/shm", "999999 GiB"]);
     let memory = [with("vde").as_slice(), &["-mem-path", "/no/such/directory/file"]].concat();
-    refused(&rig, &mut line(&memory), 5, &["/no/such/directory/file"]);
+    refused(&rig, &mut line(&memory), 5, &["/no/such/directory/file", "directory that exists"]);
 }
 
 #[test]
@@ -239,8 +249,8 @@ fn back_ends_that_fail_are_reported() {
         3,
         &["vdeq: no switch at /tmp/x"],
     );
-    refuse("/no/such/back-end", 4, &["/no/such/back-end"]);
-    refuse("/etc/passwd", 4, &["/etc/passwd"]);
+    refuse("/no/such/back-end", 4, &["'/no/such/back-end', named by VDEQ_BACKEND", "set VDEQ_BACKEND"]);
+    refuse("/etc/passwd", 4, &["/etc/passwd", "ermission", "set VDEQ_BACKEND"]);
 }
 
 #[test]

@@ -27,9 +27,8 @@ const LIMIT: Duration = Duration::from_secs(30);
 /// Finds the back end: `VDEQ_BACKEND`, else beside this program, else on PATH.
 pub fn find() -> Result<PathBuf, Error> {
     if let Some(chosen) = env::var_os("VDEQ_BACKEND").filter(|chosen| !chosen.is_empty()) {
-        let hint = " (named by VDEQ_BACKEND)".to_owned();
-        let missing = || Error::NotFound { program: format!("'{}'", chosen.to_string_lossy()), hint };
-        return program::look_up(&chosen).map_err(start_error)?.ok_or_else(missing).map_err(start_error);
+        let missing = || Error::BackEndNotFound(chosen.to_string_lossy().into_owned());
+        return program::look_up(&chosen).map_err(start_error)?.ok_or_else(missing);
     }
     let beside = env::current_exe().ok().and_then(|path| Some(path.parent()?.join(NAME)));
     if let Some(path) = beside.filter(|path| path.is_file()) {
@@ -41,9 +40,6 @@ pub fn find() -> Result<PathBuf, Error> {
 /// A back end that cannot be run ends in the back end's status, not in the one of a missing QEMU.
 fn start_error(error: Error) -> Error {
     match error {
-        Error::NotFound { program, .. } => {
-            Error::BackEndStart { program, source: std::io::ErrorKind::NotFound.into() }
-        }
         Error::NotExecutable { program, source } => Error::BackEndStart { program, source },
         other => other,
     }

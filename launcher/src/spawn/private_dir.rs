@@ -41,10 +41,7 @@ impl PrivateDir {
                 Err(error) => problem = problem.or(Some(error)),
             }
         }
-        Err(problem.unwrap_or_else(|| Error::PrivateDir {
-            path: "/tmp".into(),
-            source: io::ErrorKind::NotFound.into(),
-        }))
+        Err(problem.unwrap_or_else(|| cannot_make(Path::new("/tmp"), io::ErrorKind::NotFound.into())))
     }
 
     /// Makes the directory.
@@ -53,7 +50,7 @@ impl PrivateDir {
             return Err(Error::SocketPath((&nic.socket).into()));
         }
         let made = DirBuilder::new().mode(0o700).create(&self.path);
-        made.map_err(|source| Error::PrivateDir { path: (&self.path).into(), source })?;
+        made.map_err(|source| cannot_make(Path::new(&self.path), source))?;
         self.exists = true;
         Ok(self)
     }
@@ -87,7 +84,7 @@ fn bases() -> Vec<PathBuf> {
 
 /// Makes the parent directory, or checks that the one that is there is ours alone.
 fn make_base(base: &Path) -> Result<(), Error> {
-    let failed = |source| Error::PrivateDir { path: base.to_owned(), source };
+    let failed = |source| cannot_make(base, source);
     let made = DirBuilder::new().mode(0o700).create(base);
     if made.as_ref().is_err_and(|error| error.kind() != io::ErrorKind::AlreadyExists) {
         return made.map_err(failed);
@@ -102,11 +99,28 @@ fn make_base(base: &Path) -> Result<(), Error> {
     } else {
         return Ok(());
     };
-    Err(Error::PrivateDirUnsafe { path: base.to_owned(), problem })
+    Err(not_ours(base, problem, rustix::process::geteuid().is_root()))
 }
 
-/// Removes the empty directories of processes that are gone: of a `vdeq` that was killed before its back end could take
-/// its directory over. One that is in use has sockets in it, and stays.
+fn cannot_make(path: &Path, source: io::Error) -> Error {
+    // Root's place is fixed: XDG_RUNTIME_DIR does not move it.
+    let remedy = match rustix::process::geteuid().is_root() {
+        true => "make room for it and let root write there",
+        false => "set XDG_RUNTIME_DIR to a directory of your own",
+    };
+    Error::PrivateDir { path: path.to_owned(), remedy, source }
+}
+
+fn not_ours(path: &Path, problem: &'static str, is_root: bool) -> Error {
+    let remedy = match is_root {
+        true => "remove it or move it away",
+        false => "remove it, or set XDG_RUNTIME_DIR to a directory of your own",
+    };
+    Error::PrivateDirUnsafe { path: path.to_owned(), problem, remedy }
+}
+
+/// Removes the empty directories of processes that are gone: of a `vdeq` that was killed before its
+/// back end could take its directory over. One that is in use has sockets in it, and stays.
 fn sweep(base: &Path) {
     for entry in fs::read_dir(base).into_iter().flatten().flatten() {
         let name = entry.file_name();
@@ -126,15 +140,14 @@ fn free_name(base: &Path) -> Result<String, Error> {
     let free = paths.find(|path| fs::symlink_metadata(path).is_err());
     // The path becomes part of options, which are text.
     let text = free.and_then(|path| path.into_os_string().into_string().ok());
-    text.ok_or_else(|| Error::PrivateDirUnsafe {
-        path: base.to_owned(),
-        problem: "is full or has a name that is not text",
-    })
+    let problem = "is full or has a name that is not text";
+    text.ok_or_else(|| not_ours(base, problem, rustix::process::geteuid().is_root()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::{PermissionsExt, symlink};
 
     #[test]
     fn sweep_removes_only_empty_directories_of_the_dead() {
@@ -150,7 +163,6 @@ mod tests {
         assert!(!path(dead).exists());
         assert!(path(used).exists() && path(&ours).exists() && path("other").exists());
     }
-    use std::os::unix::fs::{PermissionsExt, symlink};
 
     #[test]
     fn make_base_refuses_what_others_may_use() {
@@ -166,6 +178,13 @@ mod tests {
         symlink(scratch.path(), &link).expect("link");
         assert!(make_base(&link).expect_err("link").to_string().contains("is not a directory"));
         assert!(matches!(make_base(&scratch.path().join("no/vdeq")), Err(Error::PrivateDir { .. })));
+    }
+
+    #[test]
+    fn not_ours_names_a_remedy_that_works() {
+        let sentence = |is_root| not_ours(Path::new("/run/vdeq"), "is not a directory", is_root).to_string();
+        assert!(!sentence(true).contains("XDG_RUNTIME_DIR") && sentence(true).contains("remove it"));
+        assert!(sentence(false).contains("set XDG_RUNTIME_DIR"));
     }
 
     #[test]

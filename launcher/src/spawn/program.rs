@@ -34,7 +34,9 @@ pub struct Program {
 pub fn find(name: &OsStr) -> Result<Program, Error> {
     let generic = name == "qemu" || name == "kvm";
     if let Some(chosen) = env::var_os("VDEQ_QEMU").filter(|chosen| generic && !chosen.is_empty()) {
-        let path = look_up(&chosen)?.ok_or_else(|| missing(&chosen, " (named by VDEQ_QEMU)".into()))?;
+        let path = look_up(&chosen)?.ok_or_else(|| {
+            missing(&chosen, " (named by VDEQ_QEMU); set it to an emulator that exists, or unset it".into())
+        })?;
         return Ok(program(path, chosen, name == "kvm"));
     }
     if let Some(path) = look_up(name)? {
@@ -42,7 +44,7 @@ pub fn find(name: &OsStr) -> Result<Program, Error> {
     }
     if !generic {
         let hint = if name.as_encoded_bytes().contains(&b'/') {
-            ""
+            "; give the path of an emulator that exists"
         } else {
             " on PATH; install it or give its path"
         };
@@ -69,7 +71,7 @@ pub fn exec_error(path: &Path, source: io::Error) -> Error {
     let program = path.display().to_string();
     match source.kind() {
         io::ErrorKind::NotFound => {
-            Error::NotFound { program, hint: " (or the interpreter that it names)".into() }
+            Error::NotFound { program, hint: " (or the interpreter that it names); install it again".into() }
         }
         _ => Error::NotExecutable { program, source },
     }
