@@ -31,6 +31,9 @@ const TAIL_LINES: usize = 30;
 const KERNEL_TROUBLE: [&str; 6] =
     ["BUG:", "Oops", "Call Trace", "Kernel panic", "WARNING:", "general protection"];
 
+/// A command that starts iperf3's server and ends when it listens.
+pub const IPERF_SERVER: &str = "iperf3 -s -D && until netstat -ltn | grep -q ':5201 '; do sleep 0.1; done";
+
 /// What a command gave.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Output {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use rustix::process::Signal;
+use vde_tests::guest::IPERF_SERVER;
 use vde_tests::process::{self, Owned};
 use vde_tests::{Guest, Kernel, Machine, Qemu, Station, Switch, places};
 
@@ -40,7 +41,7 @@ fn guest_talks_to_vde_plug_and_to_a_native_guest() {
     ping(&mut guests[1], "10.0.0.1");
     // TCP from the native guest, whose NIC trusts us with nothing, and to it, which leaves us the checksums.
     for (server, client, address) in [(0, 1, "10.0.0.1"), (1, 0, "10.0.0.2")] {
-        guests[server].run_ok("iperf3 -s -1 -D", LIMIT).unwrap();
+        guests[server].run_ok(IPERF_SERVER, LIMIT).unwrap();
         let text = guests[client].run_ok(&format!("iperf3 -n 8M -c {address}"), LIMIT).unwrap();
         assert!(text.contains("receiver"), "{text}");
     }
@@ -104,8 +105,30 @@ fn dhcp_type(frame: &[u8]) -> Option<u8> {
     options.windows(3).find(|w| w[..2] == [53, 1]).map(|w| w[2])
 }
 
-/// The iPXE ROM inside QEMU brings a legacy virtio driver of its own.
-fn firmware_gets_an_offer(qemu: Qemu) -> Result<()> {
+/// Takes the modern interface from all virtio NICs: their driver has to be a legacy one.
+const LEGACY: [&str; 2] = ["-global", "virtio-net-pci.disable-modern=on"];
+
+#[test]
+fn legacy_linux_driver_talks_with_both_header_lengths() {
+    let switch = Switch::start().unwrap();
+    let station = Station::start(&switch, 99).unwrap();
+    station.wait_plugged(&switch).unwrap();
+    // Without mergeable buffers a legacy header has 10 bytes, else 12.
+    for (name, mergeable) in [("legacy-12", "on"), ("legacy-10", "off")] {
+        let buffers = format!("virtio-net-pci.mrg_rxbuf={mergeable}");
+        let machine = machine(&switch, 1).args(&LEGACY).args(&["-global", &buffers]);
+        let mut guest = Guest::start(name, &machine).unwrap();
+        let features = guest.run_ok("cat /sys/class/net/eth0/device/features", LIMIT).unwrap();
+        let bit = |number: usize| features.as_bytes().get(number).copied();
+        assert_eq!((bit(32), bit(15)), (Some(b'0'), Some(if mergeable == "on" { b'1' } else { b'0' })));
+        ping(&mut guest, "10.0.0.99 -s 1472");
+        ping(&mut guest, "fd00::99");
+        assert!(guest.power_off(LIMIT).unwrap().success());
+    }
+}
+
+/// The iPXE ROM inside QEMU brings drivers of its own, a modern and a legacy one.
+fn firmware_gets_an_offer(qemu: Qemu, more: &[&str]) -> Result<()> {
     const DISCOVER: u8 = 1;
     const REQUEST: u8 = 3;
     let switch = Switch::start()?;
@@ -119,6 +142,7 @@ fn firmware_gets_an_offer(qemu: Qemu) -> Result<()> {
     let guest = std::process::Command::new(vdeq)
         .arg(qemu.program()?)
         .args(["-accel", "tcg", "-m", "128", "-display", "none", "-monitor", "none", "-serial", "none"])
+        .args(more)
         .args(["-boot", "n", "-net", &format!("nic,macaddr=52:54:00:00:00:01{vectors}")])
         .args(["-net", &format!("vde,sock={}", switch.path().display())])
         .stdin(std::process::Stdio::null())
@@ -137,6 +161,7 @@ fn firmware_gets_an_offer(qemu: Qemu) -> Result<()> {
 
 #[test]
 fn ipxe_gets_a_dhcp_offer() {
-    firmware_gets_an_offer(Qemu::Installed).unwrap();
-    firmware_gets_an_offer(Qemu::V7_2).unwrap();
+    firmware_gets_an_offer(Qemu::Installed, &[]).unwrap();
+    firmware_gets_an_offer(Qemu::Installed, &LEGACY).unwrap();
+    firmware_gets_an_offer(Qemu::V7_2, &[]).unwrap();
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use vde_tests::guest::IPERF_SERVER;
 use vde_tests::{Guest, Kernel, Machine, Qemu, Switch};
 
 const PING_LIMIT: Duration = Duration::from_secs(60);
@@ -66,7 +67,7 @@ fn copy(guests: &mut [Guest]) -> Result<()> {
 /// A burst of datagrams; next to none may be lost at a rate far below what the guests can do.
 fn burst(guests: &mut [Guest]) -> Result<()> {
     let [sender, receiver] = guests else { anyhow::bail!("two guests") };
-    receiver.run_ok("iperf3 -s -D", PING_LIMIT)?;
+    receiver.run_ok(IPERF_SERVER, PING_LIMIT)?;
     let report = sender.run_ok("iperf3 -u -b 10M -t 3 -f m -c 10.0.0.2", PING_LIMIT)?;
     // "[  5]   0.00-3.00   sec  3.58 MBytes  10.0 Mbits/sec  0.029 ms  0/2589 (0%)  receiver"
     let line = report.lines().find(|l| l.contains("receiver")).context("iperf3 has no last line")?;

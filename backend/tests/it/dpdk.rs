@@ -42,7 +42,14 @@ impl Testpmd {
 impl Drop for Testpmd {
     fn drop(&mut self) {
         drop(self.child.stdin.take());
-        wait_for("testpmd's end", || self.child.try_wait().unwrap());
+        for _ in 0..500 {
+            if matches!(self.child.try_wait(), Ok(Some(_))) {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
         // What DPDK itself leaves behind, where root's programs have it.
         let _ = std::fs::remove_dir_all(Path::new("/var/run/dpdk").join(&self.prefix));
     }

@@ -39,7 +39,11 @@ impl Switch {
             .stderr(Stdio::null())
             .spawn()
             .expect("vde_switch is missing; cargo xtask test installs it");
-        wait_for("the switch", || path.join("ctl").exists().then_some(()));
+        // Listening, not only bound. Connecting would tell too, but could make the switch lose track of a port.
+        let name = path.join("ctl").to_str().unwrap().to_owned();
+        let listens = |line: &str| line.ends_with(&name) && line.contains(" 00010000 ");
+        let all = || std::fs::read_to_string("/proc/net/unix").unwrap();
+        wait_for("the switch", || all().lines().any(listens).then_some(()));
         Self { path: path.into(), child }
     }
 
