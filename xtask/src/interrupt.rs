@@ -3,6 +3,8 @@
 //! The command at work holds guests, switches and their folders as values that clean up when they are dropped, and it is most
 //! likely waiting for one of its children. So a thread takes the signal, notes it, and ends our children again and
 //! again: the wait fails at once, the error travels up, the values are dropped, and `main` exits with 130 or 143.
+//!
+//! Not while packages are installed: there the default holds, which ends us and leaves apt to its own handling of Ctrl-C.
 
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;

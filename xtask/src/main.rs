@@ -46,12 +46,12 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let result = interrupt::watch().and_then(|()| match Cli::parse().command {
+    let result = match Cli::parse().command {
         Command::Demo(args) => demo::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Deps(args) => step::timed("packages", || deps::run(&args)),
         Command::Image(args) => step::timed("test guests", || image::run(&args)),
-    });
+    };
     match (result, interrupt::seen()) {
         (Ok(()), _) => ExitCode::SUCCESS,
         (Err(_), Some(signal)) => ExitCode::from(128 + signal),

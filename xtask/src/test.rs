@@ -6,7 +6,7 @@
 
 use anyhow::Result;
 
-use crate::{deps, image, programs, step};
+use crate::{deps, image, interrupt, programs, step};
 
 /// Options of `cargo xtask test`.
 #[derive(clap::Args, Clone)]
@@ -22,6 +22,7 @@ pub struct Args {
 /// Runs the phases.
 pub fn run(args: &Args) -> Result<()> {
     step::timed("packages", || deps::run(&args.deps))?;
+    interrupt::watch()?;
     step::timed("our programs", programs::build)?;
     step::timed("test guests", || image::run(&image::Args::default()))?;
     let mut words = vec!["test", "--locked", "--no-fail-fast"];
