@@ -2,8 +2,8 @@
 //!
 //! One connection, one command at a time: [`Client::connect`] reads the greeting and leaves capability negotiation,
 //! [`Client::execute`] sends a command and waits for its answer. Events that arrive meanwhile are kept for
-//! [`Client::next_event`]. Whatever is not known (fields, events, extra greeting members) passes through as JSON, so any QEMU
-//! since 2.0 will do. Every wait has a limit: a QEMU whose vhost-user back end is mute does not answer at all.
+//! [`Client::next_event`]. Whatever is not known (fields, events, extra greeting members) passes through as JSON; nothing here depends on the
+//! version of QEMU. Every wait has a limit: a QEMU whose vhost-user back end is mute does not answer at all.
 
 #![forbid(unsafe_code)]
 
