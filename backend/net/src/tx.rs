@@ -155,7 +155,7 @@ fn complete(
     Some(end)
 }
 
-/// Offers the frames to every link and returns how many, from the front, are done with.
+/// Makes the frames' lists of pieces, sends them, and returns how many, from the front, are done with.
 fn send(
     queue: &Queue,
     frames: &[Frame],
@@ -189,6 +189,25 @@ fn send(
         start = end;
     }
     let batch = batch.get(..frames.len()).unwrap_or_default();
+    let done = offer(batch, links, counters, round);
+    if round.lost.len() == links.len() {
+        counters.tx_no_link.add(batch.len() as u64);
+    } else {
+        let passed = frames.get(..done).unwrap_or_default();
+        counters.tx_frames.add(passed.len() as u64);
+        counters.tx_bytes.add(passed.iter().map(|f| f.len as u64).sum());
+    }
+    scratch.pieces = lend::recycle(pieces);
+    done
+}
+
+/// Gives every link the whole batch and returns how many frames, from the front, are done with.
+fn offer(
+    batch: &[&[TxBuf<'_>]],
+    links: &[(usize, Arc<dyn Link>)],
+    counters: &Counters,
+    round: &mut Round,
+) -> usize {
     let mut done = 0;
     for (index, link) in links {
         match link.send(batch) {
@@ -208,13 +227,5 @@ fn send(
             }
         }
     }
-    if round.lost.len() == links.len() {
-        counters.tx_no_link.add(batch.len() as u64);
-    } else {
-        let passed = frames.get(..done).unwrap_or_default();
-        counters.tx_frames.add(passed.len() as u64);
-        counters.tx_bytes.add(passed.iter().map(|f| f.len as u64).sum());
-    }
-    scratch.pieces = lend::recycle(pieces);
     done
 }
