@@ -6,6 +6,7 @@
 //! a suboption's name follows it.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 
 use crate::argv::Token;
 use crate::cli::octal;
@@ -57,14 +58,17 @@ pub type Segments = BTreeMap<u32, Segment>;
 pub fn read(tokens: &[Token], sock: Option<&[String]>, mode: Option<&str>) -> Result<Segments, Error> {
     let mut segments = Segments::new();
     for (at, token) in tokens.iter().enumerate().filter(|(_, token)| token.is("net")) {
-        let Some(text) = token.text() else { continue };
-        if let Some(rest) = text.strip_prefix("vde") {
-            let (vlan, mut link) = parse_vde(text, rest)?;
+        let Some(text) = token.text() else {
+            refuse_odd_vde(token)?;
+            continue;
+        };
+        let mut props = Props::parse(text, "type");
+        if let Some(rest) = after_vde(text, &mut props) {
+            let (vlan, mut link) = parse_vde(text, &rest)?;
             link.mode = link.mode.or_else(|| mode.map(str::to_owned));
             segments.entry(vlan).or_default().links.push((Some(at), link));
             continue;
         }
-        let props = Props::parse(text, "type");
         let kind = props.get("type").unwrap_or("");
         // NICs with a netdev= of their own were never in a segment, and `none` is no member.
         if kind == "none" || (props.get("netdev").is_some() && props.get("vlan").is_none()) {
@@ -80,6 +84,32 @@ pub fn read(tokens: &[Token], sock: Option<&[String]>, mode: Option<&str>) -> Re
     }
     add_sock_list(&mut segments, sock, mode);
     Ok(segments)
+}
+
+/// What follows the type of a `-net vde`, which may be written as `type=vde` in any place; `None` for
+/// other types.
+fn after_vde(text: &str, props: &mut Props) -> Option<String> {
+    let first = text.strip_prefix("type=").unwrap_or(text);
+    if let Some(rest) = first.strip_prefix("vde") {
+        return Some(rest.to_owned());
+    }
+    (props.get("type") == Some("vde")).then(|| {
+        props.remove("type");
+        format!(",{}", props.render())
+    })
+}
+
+/// Refuses a `-net vde` that is not text: its words become part of options, which are text.
+fn refuse_odd_vde(token: &Token) -> Result<(), Error> {
+    let word = token.value().map(OsStr::to_string_lossy).unwrap_or_default();
+    match after_vde(&word, &mut Props::parse(&word, "type")) {
+        None => Ok(()),
+        Some(_) => Err(Error::Net {
+            problem: "it is not UTF-8 text; give the network a name that is, for example by a symbolic link"
+                .into(),
+            word: word.into_owned(),
+        }),
+    }
 }
 
 /// The old wrapper looked at `-sock` only when there was no `-net vde`; all its links met in segment 0,
@@ -207,7 +237,10 @@ fn number(word: &str, key: &str, value: &str) -> Result<u32, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::argv::scan;
     use proptest::prelude::*;
+    use std::ffi::OsString;
+    use std::os::unix::ffi::OsStrExt;
 
     fn vde(text: &str) -> Result<(u32, Link), Error> {
         parse_vde(text, text.strip_prefix("vde").expect("begins with vde"))
@@ -254,6 +287,20 @@ mod tests {
             assert!(error.to_string().contains(word), "{error}");
             assert_eq!(error.status(), 2);
         }
+    }
+
+    #[test]
+    fn read_refuses_a_network_that_is_not_text() {
+        let read_word = |word: &[u8]| {
+            let words = [OsString::from("-net"), OsStr::from_bytes(word).to_owned()];
+            read(&scan(&words), None, None)
+        };
+        for word in [&b"vde,sock=/tmp/\xff"[..], b"type=vde,sock=\xff", b"sock=\xff,type=vde"] {
+            let error = read_word(word).expect_err("not text");
+            assert!(error.to_string().contains("not UTF-8 text"), "{error}");
+            assert_eq!(error.status(), 2);
+        }
+        assert_eq!(read_word(b"user,hostname=\xff").expect("QEMU's"), Segments::new());
     }
 
     proptest! {

@@ -190,6 +190,9 @@ impl Rewrite {
             None if facts.version.crashes_with_msix() && !kvm => Some("0"),
             None => None,
         };
+        if !is_pci && nic.vectors.is_some() {
+            edits.notice(format!("vectors= means nothing to {model} and is ignored"));
+        }
         let front = self.front_end(nic, model, id, vectors.filter(|_| is_pci));
         let words = ["-chardev", &backend, "-netdev", &netdev, front[0].as_str(), front[1].as_str()];
         match nic.token {
