@@ -112,8 +112,8 @@ fn print_plan(plan: &Plan) -> Result<(), Error> {
 /// Checks what only the machine can tell, then starts the back end; gives the lifeline.
 fn serve(plan: &Plan, private_dir: PrivateDir) -> Result<Option<OwnedFd>, Error> {
     let Some(back_end) = &plan.back_end else { return Ok(None) };
-    for place in plan.memory.iter().flat_map(|memory| &memory.places) {
-        space::check(place)?;
+    if let Some(memory) = &plan.memory {
+        space::check(&memory.places)?;
     }
     let program = back_end::find()?;
     let private_dir = private_dir.create(&back_end.nics)?;

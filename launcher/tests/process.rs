@@ -174,6 +174,8 @@ fn a_killed_qemu_takes_its_back_end_along() {
     let mut child = command.stderr(Stdio::null()).spawn().expect("spawn");
     until("QEMU runs", || rig.qemu_ran());
     assert_eq!(processes_with(&private_dir(child.id())).len(), 1);
+    let children = format!("/proc/{0}/task/{0}/children", child.id());
+    assert_eq!(fs::read_to_string(children).expect("children"), "", "QEMU has a child that it knows not");
     child.kill().expect("kill");
     assert_eq!(child.wait().expect("wait").signal(), Some(9));
     gone(child.id());
@@ -225,6 +227,9 @@ fn refusals_name_the_word_and_start_nothing() {
     refused(&rig, &mut line(&with("vde,sock=/no/such/switch")), 3, &["/no/such/switch"]);
     let memory = [with("vde").as_slice(), &["-m", "999999G", "-mem-path", "/dev/shm"]].concat();
     refused(&rig, &mut line(&memory), 5, &["/dev/shm", "999999 GiB"]);
+    let shm = ["-object", "memory-backend-shm,id=m,size=999999G", "-M", "pc,memory-backend=m"];
+    let memory = [with("vde").as_slice(), &shm].concat();
+    refused(&rig, &mut line(&memory), 5, &["/dev/shm", "999999 GiB"]);
     let memory = [with("vde").as_slice(), &["-mem-path", "/no/such/directory/file"]].concat();
     refused(&rig, &mut line(&memory), 5, &["/no/such/directory/file", "directory that exists"]);
 }
@@ -249,6 +254,8 @@ fn back_ends_that_fail_are_reported() {
         3,
         &["vdeq: no switch at /tmp/x"],
     );
+    let lingers = rig.script("lingers", "#!/bin/bash\nready=$2; exec {ready}>&-; sleep 60; true\n");
+    refuse(lingers.to_str().expect("text"), 4, &["lingers", "before it was ready"]);
     refuse("/no/such/back-end", 4, &["'/no/such/back-end', named by VDEQ_BACKEND", "set VDEQ_BACKEND"]);
     refuse("/etc/passwd", 4, &["/etc/passwd", "ermission", "set VDEQ_BACKEND"]);
 }

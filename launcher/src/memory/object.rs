@@ -9,6 +9,9 @@ use crate::props::Props;
 use crate::rewrite::Edits;
 use crate::size;
 
+/// Where the C library keeps POSIX shared memory.
+const SHM_DIR: &str = "/dev/shm";
+
 /// An object in either form, behind one set of accessors.
 #[derive(Clone)]
 enum Object {
@@ -116,7 +119,11 @@ pub(super) fn share(
                 memory.places.push(Place::HugePages { page, bytes });
             }
         }
-        "memory-backend-shm" => {}
+        "memory-backend-shm" => {
+            if let Some(bytes) = object.bytes() {
+                memory.places.push(Place::Path { path: SHM_DIR.into(), bytes });
+            }
+        }
         "memory-backend-file" => {
             refuse_template(id, &object)?;
             if !object.is_on("share") {

@@ -68,15 +68,16 @@ pub fn start(program: &std::path::Path, args: &[String], quiet: bool) -> Result<
     let mut between = sys::spawn_orphan(&mut command, &[ready_writer.as_fd(), lifeline_reader.as_fd()])
         .map_err(|source| Error::BackEndStart { program: name.clone(), source })?;
     let group = i32::try_from(between.id()).ok().and_then(Pid::from_raw);
-    between.wait().map_err(|source| Error::System { what: "cannot wait for a child", source })?;
     drop((ready_writer, lifeline_reader));
 
     let outcome = wait_ready(ready.into(), &name, LIMIT);
     if let (Err(Error::BackEndSilent { .. } | Error::BackEndDied(_)), Some(group)) = (&outcome, group) {
-        // It may be stuck where the lifeline does not reach it. The group's number cannot have been
-        // given to others while a member lives, and if none does there is nobody to hit.
+        // It may be stuck where the lifeline does not reach it. The child in between, not reaped yet,
+        // keeps the group's number from being given to others.
         kill_process_group(group, Signal::KILL).ok();
     }
+    // Before QEMU inherits it, which reaps nobody.
+    between.wait().map_err(|source| Error::System { what: "cannot wait for a child", source })?;
     outcome.map(|()| lifeline)
 }
 
