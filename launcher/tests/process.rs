@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 
-use rig::{Rig, finish, finish_child, gone, private_dir, processes_with, stderr, stdout, until};
+use rig::{Rig, finish, finish_child, gone, private_dir, processes_with, spawn, stderr, stdout, until};
 
 const NIC: [&str; 2] = ["-net", "nic,model=virtio"];
 
@@ -22,7 +22,7 @@ fn exec_keeps_pid_argv0_and_status() {
     let rig = Rig::new();
     let mut command = rig.vdeq();
     command.args(["bash", "-c", "echo $$; tr '\\0' '\\n' </proc/$$/cmdline; exit 42"]);
-    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("spawn");
+    let child = spawn(&mut command);
     let pid = child.id();
     let output = finish_child(child);
     let text = stdout(&output);
@@ -44,7 +44,7 @@ fn exec_with_a_nic_keeps_pid_and_passes_the_words() {
         .args(vde(&switch))
         .args(["-append", "-net vde"]);
     command.env("FQ_DO", "echo $$; printf '%s\\n' \"$@\"; exit 7");
-    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("spawn");
+    let child = spawn(&mut command);
     let pid = child.id();
     let output = finish_child(child);
     assert_eq!(output.status.code(), Some(7), "{}", stderr(&output));
@@ -91,6 +91,11 @@ fn exec_sets_sigpipe_back_and_leaves_other_dispositions() {
     assert_eq!(field(&stdout(&nohup), "SigIgn:") & (1 << 12), 0, "SIGPIPE is ignored");
 }
 
+/// Shell words that wait until a file is there, but not for ever: whoever would make it may be killed.
+fn wait_for(file: &str) -> String {
+    format!("n=0; while [ ! -e {file} ] && [ $n -lt 600 ]; do sleep 0.05; n=$((n + 1)); done")
+}
+
 #[test]
 fn exec_passes_the_callers_descriptors_and_the_lifeline() {
     let mut rig = Rig::new();
@@ -107,9 +112,9 @@ fn exec_passes_the_callers_descriptors_and_the_lifeline() {
         command.env(key, value.unwrap_or_default());
     }
     let go = rig.text("go");
-    command.env("FQ_DO", format!("ls -l /proc/$$/fd; while [ ! -e {go} ]; do sleep 0.05; done"));
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let child = command.spawn().expect("spawn");
+    command.env("FQ_DO", wait_for(&go));
+    command.stdin(Stdio::null());
+    let child = spawn(&mut command);
     let pid = child.id();
     let dir = private_dir(pid);
     until("QEMU runs", || rig.qemu_ran());
@@ -151,13 +156,7 @@ fn a_program_that_ends_at_once_never_hangs() {
     let mut pids = Vec::new();
     for _ in 0..50 {
         let mut command = rig.vdeq();
-        command
-            .arg("qemu-system-x86_64")
-            .args(NIC)
-            .args(vde(&switch))
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        let child = command.spawn().expect("spawn");
+        let child = spawn(command.arg("qemu-system-x86_64").args(NIC).args(vde(&switch)));
         pids.push(child.id());
         let output = finish_child(child);
         assert!(output.status.success(), "{}", stderr(&output));
@@ -171,7 +170,7 @@ fn a_killed_qemu_takes_its_back_end_along() {
     let switch = rig.switch();
     let mut command = rig.vdeq();
     command.arg("qemu-system-x86_64").args(NIC).args(vde(&switch)).env("FQ_DO", "exec sleep 60");
-    let mut child = command.stderr(Stdio::null()).spawn().expect("spawn");
+    let mut child = spawn(&mut command);
     until("QEMU runs", || rig.qemu_ran());
     assert_eq!(processes_with(&private_dir(child.id())).len(), 1);
     let children = format!("/proc/{0}/task/{0}/children", child.id());
@@ -183,7 +182,7 @@ fn a_killed_qemu_takes_its_back_end_along() {
 
 /// Runs a line that must be refused: status, message, and nothing started.
 fn refused(rig: &Rig, command: &mut Command, status: i32, words: &[&str]) {
-    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("spawn");
+    let child = spawn(command);
     let pid = child.id();
     let output = finish_child(child);
     let text = stderr(&output);

@@ -5,9 +5,11 @@ mod rig;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
-use rig::{LIMIT, Rig, finish, finish_child, gone, private_dir, processes_with, stderr, stdout, until};
+use rig::{
+    Daemon, LIMIT, Rig, finish, finish_child, gone, private_dir, processes_with, spawn, stderr, stdout, until,
+};
 
 /// vdeq without the fake QEMU in its way.
 fn vdeq(rig: &Rig) -> Command {
@@ -15,10 +17,6 @@ fn vdeq(rig: &Rig) -> Command {
     command.env("PATH", std::env::var("PATH").unwrap_or_default());
     command.args(["qemu-system-x86_64", "-nodefaults", "-display", "none"]);
     command
-}
-
-fn spawn(command: &mut Command) -> Child {
-    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("spawn")
 }
 
 /// Asks a paused VM about its memory objects.
@@ -143,11 +141,11 @@ fn daemonize_returns_and_the_back_end_follows_the_daemon() {
     // Reads both pipes to their ends: nobody in the background may hold them.
     let output = finish_child(child);
     assert!(output.status.success(), "{}", stderr(&output));
-    let daemon: i32 = rig.read("pid").trim().parse().expect("a PID");
-    assert_ne!(u32::try_from(daemon).ok(), Some(pid));
+    let daemon_pid: i32 = rig.read("pid").trim().parse().expect("a PID");
+    let daemon = Daemon::new(daemon_pid);
+    assert_ne!(u32::try_from(daemon_pid).ok(), Some(pid));
     assert_eq!(processes_with(&private_dir(pid)).len(), 1, "the back end serves the daemon within {LIMIT:?}");
-    let daemon = rustix::process::Pid::from_raw(daemon).expect("not 0");
-    rustix::process::kill_process(daemon, rustix::process::Signal::KILL).expect("kill");
+    daemon.kill().expect("kill");
     gone(pid);
 }
 

@@ -8,11 +8,16 @@
 #![allow(dead_code)]
 
 use std::fs;
+use std::ops::{Deref, DerefMut};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 /// More than anything here takes on a loaded machine.
 pub const LIMIT: Duration = Duration::from_secs(20);
@@ -70,7 +75,8 @@ impl Rig {
             .spawn()
             .expect("vde_switch: apt-get install vde-switch");
         self.switch = Some(child);
-        until("the switch listens", || self.path("sw/ctl").exists());
+        // The socket's name is there before anybody listens.
+        until("the switch listens", || UnixStream::connect(self.path("sw/ctl")).is_ok());
         socket
     }
 
@@ -115,23 +121,76 @@ pub fn back_end() -> &'static Path {
     })
 }
 
+/// A child that a failing test does not leave behind.
+pub struct Running(Option<Child>);
+
+impl Deref for Running {
+    type Target = Child;
+
+    fn deref(&self) -> &Child {
+        self.0.as_ref().expect("not finished")
+    }
+}
+
+impl DerefMut for Running {
+    fn deref_mut(&mut self) -> &mut Child {
+        self.0.as_mut().expect("not finished")
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.0.take() {
+            child.kill().ok();
+            child.wait().ok();
+        }
+    }
+}
+
+/// Starts a command with pipes for what it prints.
+pub fn spawn(command: &mut Command) -> Running {
+    let command = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    Running(Some(command.spawn().expect("spawn")))
+}
+
+/// Somebody else's child that a failing test does not leave behind; by a descriptor, because the
+/// number may belong to another process by then.
+pub struct Daemon(OwnedFd);
+
+impl Daemon {
+    pub fn new(pid: i32) -> Self {
+        let pid = Pid::from_raw(pid).expect("not 0");
+        Self(pidfd_open(pid, PidfdFlags::empty()).expect("a process"))
+    }
+
+    pub fn kill(&self) -> rustix::io::Result<()> {
+        pidfd_send_signal(&self.0, Signal::KILL)
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.kill().ok();
+    }
+}
+
 /// Runs a command to its end, or fails.
 pub fn finish(command: &mut Command) -> Output {
-    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("spawn");
-    finish_child(child)
+    finish_child(spawn(command))
 }
 
 /// Waits for a child that was started with pipes, or fails.
-pub fn finish_child(mut child: Child) -> Output {
+pub fn finish_child(mut child: Running) -> Output {
     let deadline = Instant::now() + LIMIT;
     while child.try_wait().expect("wait").is_none() {
         if Instant::now() > deadline {
             child.kill().ok();
-            panic!("still running after {LIMIT:?}: {:?}", child.wait_with_output());
+            let output = child.0.take().map(Child::wait_with_output);
+            panic!("still running after {LIMIT:?}: {output:?}");
         }
         std::thread::sleep(Duration::from_millis(2));
     }
-    child.wait_with_output().expect("output")
+    child.0.take().expect("a child").wait_with_output().expect("output")
 }
 
 pub fn stderr(output: &Output) -> String {
