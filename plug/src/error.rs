@@ -128,7 +128,7 @@ pub enum OpenError {
         /// Directory of the switch.
         path: PathBuf,
         /// What is wrong with the answer.
-        why: &'static str,
+        why: String,
     },
 
     /// The switch named a data socket that cannot be connected to.

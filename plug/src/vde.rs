@@ -97,12 +97,7 @@ impl VdeLink {
             return Err(OpenError::Refused { path: switch.directory().into(), port: port.clone() });
         }
         let peer = read_answer(&switch, port, options.timeout, deadline)?;
-        data.connect(&peer).map_err(|errno| OpenError::BadPeer {
-            path: switch.directory().into(),
-            socket: peer.clone(),
-            source: errno.into(),
-        })?;
-        data.widen_peer(switch.directory(), &peer);
+        data.join(&switch.peer(&peer)?).map_err(|errno| switch.bad_peer(&peer, errno))?;
         Ok(Self { control: switch.into_stream(), data: data.into_socket() })
     }
 }
@@ -115,7 +110,7 @@ fn read_answer(
     deadline: Deadline,
 ) -> Result<std::path::PathBuf, OpenError> {
     let path: &Path = switch.directory();
-    let bad = |why| OpenError::BadAnswer { path: path.into(), why };
+    let bad = |why: &str| OpenError::BadAnswer { path: path.into(), why: why.into() };
     let mut answer = [0; request::ANSWER_LEN];
     let mut have = 0;
     while have < answer.len() {

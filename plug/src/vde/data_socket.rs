@@ -94,7 +94,7 @@ impl DataSocket {
     /// Gives the name the owner and mode by which the switch can use it.
     fn admit(&mut self, access: &Access, ctl: &Path) -> Result<(), OpenError> {
         let me = geteuid().as_raw();
-        let (handle, stat) = pin(&self.name.0).map_err(system("look at our data socket"))?;
+        let (handle, stat) = pin(CWD, &self.name.0).map_err(system("look at our data socket"))?;
         if stat.st_uid != me {
             return Err(system("recognise our data socket, whose name was taken by another")(Errno::STALE));
         }
@@ -126,19 +126,14 @@ impl DataSocket {
         &self.name.0
     }
 
-    /// Connects to the switch's end.
-    pub(super) fn connect(&self, peer: &Path) -> Result<(), Errno> {
-        connect(&self.socket, &SocketAddrUnix::new(peer)?)
-    }
-
-    /// Gives the switch's end the mode of ours, where we may; only so can a switch of the same user that is
-    /// started with a narrow mode be shared on purpose. Done to a socket in the switch's directory only.
-    pub(super) fn widen_peer(&self, directory: &Path, peer: &Path) {
-        let Some(name) = peer.file_name() else { return };
-        let done = pin(&directory.join(name)).and_then(|(handle, _)| chmod(&handle, self.mode));
-        if let Err(errno) = done {
-            log::debug!("the mode of {peer:?} stays as it is: {errno}");
+    /// Connects to the switch's end, then gives it the mode of ours, where we may; only so can a switch of
+    /// the same user that is started with a narrow mode be shared on purpose.
+    pub(super) fn join(&self, peer: &OwnedFd) -> Result<(), Errno> {
+        connect(&self.socket, &SocketAddrUnix::new(name_of(peer))?)?;
+        if let Err(errno) = chmod(peer, self.mode) {
+            log::debug!("the mode of the switch's end stays as it is: {errno}");
         }
+        Ok(())
     }
 
     /// The socket alone: its name goes.
@@ -172,9 +167,9 @@ fn bind_somewhere(socket: &OwnedFd, directory: &Path) -> Result<Name, OpenError>
     Err(OpenError::NoDataSocket { tried, source: last.into() })
 }
 
-/// A descriptor of a socket's name itself, and what it is.
-fn pin(path: &Path) -> Result<(OwnedFd, Stat), Errno> {
-    let handle = openat(CWD, path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+/// A descriptor of a socket's name itself, and what it is. A symbolic link is no socket.
+pub(super) fn pin(directory: impl AsFd, path: &Path) -> Result<(OwnedFd, Stat), Errno> {
+    let handle = openat(directory, path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
     let stat = fstat(&handle)?;
     match FileType::from_raw_mode(stat.st_mode) {
         FileType::Socket => Ok((handle, stat)),
@@ -189,10 +184,14 @@ fn chgrp(handle: &OwnedFd, gid: u32) -> Result<(), Errno> {
     chownat(handle, "", None, Some(Gid::from_raw(gid)), AtFlags::EMPTY_PATH)
 }
 
+/// A name that leads to what a handle is of, and to nothing that is put in its place.
+fn name_of(handle: &OwnedFd) -> String {
+    format!("/proc/self/fd/{}", handle.as_raw_fd())
+}
+
 /// Changes a mode through a handle. The kernel has a call for it only since 6.6.
 fn chmod(handle: &OwnedFd, mode: u32) -> Result<(), Errno> {
-    let path = format!("/proc/self/fd/{}", handle.as_fd().as_raw_fd());
-    rustix::fs::chmodat(CWD, path, Mode::from_raw_mode(mode), AtFlags::empty())
+    rustix::fs::chmodat(CWD, name_of(handle), Mode::from_raw_mode(mode), AtFlags::empty())
 }
 
 /// Removes names that killed clients of ours left in the switch's directory, for they pile up and keep the

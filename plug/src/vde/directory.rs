@@ -9,10 +9,12 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::fs::{CWD, Mode, OFlags, fstat, openat, stat};
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
+use super::data_socket::pin;
 use super::request::SUN_PATH_LEN;
 use super::{Deadline, system};
 use crate::error::OpenError;
@@ -30,6 +32,8 @@ const DIRECTORY_MAX: usize = SUN_PATH_LEN - 1 - "/NNN.FFF".len();
 #[derive(Debug)]
 pub(super) struct Switch {
     directory: PathBuf,
+    /// The directory itself, whatever becomes of its name.
+    handle: OwnedFd,
     /// The socket that was connected to.
     ctl: PathBuf,
     stream: OwnedFd,
@@ -71,6 +75,9 @@ impl Switch {
         if len > DIRECTORY_MAX {
             return Err(OpenError::NameTooLong { path: directory, len, max: DIRECTORY_MAX });
         }
+        let handle =
+            openat(CWD, &directory, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+                .map_err(|errno| explain_lookup(path, errno.into()))?;
         let group = match port {
             Port::Number(number) => Some(number.to_string()),
             Port::Group(name) => Some(name.clone()),
@@ -80,7 +87,7 @@ impl Switch {
         if let Some(group) = group {
             let socket = directory.join(&group);
             match connect_stream(&socket, deadline)? {
-                Ok(stream) => return Ok(Self { directory, ctl: socket, stream }),
+                Ok(stream) => return Ok(Self { directory, handle, ctl: socket, stream }),
                 Err(Errno::NOENT | Errno::NAMETOOLONG) if !matches!(port, Port::Group(_)) => {}
                 Err(Errno::NOENT | Errno::NAMETOOLONG) if directory.join("ctl").exists() => {
                     return Err(OpenError::NoPortGroup { path: path.into(), group });
@@ -91,7 +98,7 @@ impl Switch {
         }
         let ctl = directory.join("ctl");
         match connect_stream(&ctl, deadline)? {
-            Ok(stream) => Ok(Self { directory, ctl, stream }),
+            Ok(stream) => Ok(Self { directory, handle, ctl, stream }),
             Err(errno) => Err(explain_connect(path, &ctl, errno, timeout)),
         }
     }
@@ -104,6 +111,32 @@ impl Switch {
     /// The socket that was connected to.
     pub(super) fn ctl(&self) -> &Path {
         &self.ctl
+    }
+
+    /// The socket that the switch names as its end of the cable. It has to be one in the switch's directory:
+    /// whoever runs a switch could otherwise have us send to any socket that we may use and it may not. The
+    /// switch may spell the directory in another way than we do, so not the names are compared.
+    pub(super) fn peer(&self, named: &Path) -> Result<OwnedFd, OpenError> {
+        let inside = |parent: &Path| {
+            let (theirs, ours) = (stat(parent)?, fstat(&self.handle)?);
+            Ok::<_, Errno>((theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino))
+        };
+        match (named.parent(), named.file_name()) {
+            (Some(parent), Some(name)) if named.is_absolute() && inside(parent) == Ok(true) => {
+                let (peer, _) =
+                    pin(&self.handle, name.as_ref()).map_err(|errno| self.bad_peer(named, errno))?;
+                Ok(peer)
+            }
+            _ => Err(OpenError::BadAnswer {
+                path: self.directory.clone(),
+                why: format!("it names {named:?} as its end of the cable, which is not in its directory"),
+            }),
+        }
+    }
+
+    /// Why the switch's end cannot be connected to.
+    pub(super) fn bad_peer(&self, named: &Path, errno: Errno) -> OpenError {
+        OpenError::BadPeer { path: self.directory.clone(), socket: named.into(), source: errno.into() }
     }
 
     pub(super) fn stream(&self) -> BorrowedFd<'_> {

@@ -154,6 +154,8 @@ fn read_to_prompt(stream: &mut UnixStream) -> String {
 pub enum Act {
     /// Answers with a data socket in its directory.
     Answer,
+    /// Answers with this name of a data socket, made absolute in its directory.
+    Name(PathBuf),
     /// Answers with these bytes, then waits.
     Bytes(Vec<u8>),
     /// Answers with these bytes, then closes the connection.
@@ -235,6 +237,7 @@ fn serve(listener: &UnixListener, dir: &Path, act: Act) -> Seen {
             seen.peer = Some(peer);
             seen.stream.write_all(&answer(&peer_name)).expect("answer");
         }
+        Act::Name(name) => seen.stream.write_all(&answer(&dir.join(name))).expect("answer"),
         // The client may have gone already.
         Act::Bytes(bytes) => drop(seen.stream.write_all(&bytes)),
         Act::BytesAndClose(bytes) => {

@@ -1,12 +1,16 @@
 //! Names, owners and modes of sockets, and other users.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 
-use vdeplug::{OpenErrorKind, OpenOptions};
+use rustix::io::Errno;
+use vdeplug::{OpenError, OpenErrorKind, OpenOptions};
 
-use crate::harness::{Act, FakeSwitch, NOBODY, RealSwitch, as_user, impatient, names, need_root, open};
+use crate::harness::{
+    Act, FakeSwitch, NOBODY, RealSwitch, answer, as_user, impatient, names, need_root, open, open_dir,
+};
 
 /// Lets everybody use a fake switch, but not make files in its directory.
 fn admit_all(fake: &FakeSwitch, dir_mode: u32) {
@@ -131,12 +135,78 @@ fn no_permission_names_the_owner_and_the_mode() {
 }
 
 #[test]
-fn mode_of_what_a_switch_names_is_changed_in_its_directory_only() {
-    let elsewhere = crate::harness::open_dir();
+fn what_a_switch_names_outside_its_directory_is_refused() {
+    let elsewhere = open_dir();
     let victim = elsewhere.path().join("victim");
-    let _victim = std::os::unix::net::UnixDatagram::bind(&victim).expect("bind");
+    let receiver = UnixDatagram::bind(&victim).expect("bind");
+    receiver.set_nonblocking(true).expect("non-blocking");
     let before = fs::metadata(&victim).expect("victim").permissions().mode();
-    let fake = FakeSwitch::start(Act::Bytes(crate::harness::answer(Path::new(&victim))));
-    let _link = open(fake.at("[mode=0740]"));
+    let outside = elsewhere.path().file_name().expect("a name");
+    let spellings = [
+        victim.clone(),
+        Path::new("..").join(outside).join("victim"),
+        "..".into(),
+        "missing/001.7".into(),
+        "ctl/001.7".into(),
+    ];
+    for named in spellings {
+        let fake = FakeSwitch::start(Act::Name(named.clone()));
+        let error = vdeplug::open(&fake.at("[mode=0740]"), &impatient()).expect_err("outside");
+        let (path, named) = (fake.dir(), fake.dir().join(named));
+        let text = format!("what listens at {path:?} is no VDE switch: it names {named:?} as its end");
+        assert!(error.to_string().contains(&text), "{error}");
+        assert!(matches!(error, OpenError::BadAnswer { .. }), "{error:?}");
+        assert_eq!(names(fake.dir()), ["ctl"]);
+    }
+    // A relative name could only mean something in the directory that this process happens to be in.
+    let fake = FakeSwitch::start(Act::Bytes(answer("001.7".as_ref())));
+    let error = vdeplug::open(&fake.at(""), &impatient()).expect_err("relative");
+    assert!(matches!(error, OpenError::BadAnswer { .. }), "{error:?}");
+    // An abstract name has no directory at all.
+    let fake = FakeSwitch::start(Act::Bytes(answer("\0victim".as_ref())));
+    let error = vdeplug::open(&fake.at(""), &impatient()).expect_err("abstract");
+    assert!(error.to_string().contains("its answer names no socket"), "{error}");
+
     assert_eq!(fs::metadata(&victim).expect("victim").permissions().mode(), before);
+    let nothing = receiver.recv(&mut [0; 16]).expect_err("nobody sent anything");
+    assert_eq!(nothing.kind(), std::io::ErrorKind::WouldBlock);
+}
+
+#[test]
+fn what_a_switch_names_is_a_socket_and_no_link_to_one() {
+    let elsewhere = open_dir();
+    let victim = elsewhere.path().join("victim");
+    let _receiver = UnixDatagram::bind(&victim).expect("bind");
+    let before = fs::metadata(&victim).expect("victim").permissions().mode();
+    for (name, reason) in [("link", Errno::NOTSOCK), ("missing", Errno::NOENT), ("dead", Errno::CONNREFUSED)]
+    {
+        let fake = FakeSwitch::start(Act::Name(name.into()));
+        symlink(&victim, fake.dir().join("link")).expect("link");
+        drop(UnixDatagram::bind(fake.dir().join("dead")).expect("bind"));
+        let error = vdeplug::open(&fake.at("[mode=0740]"), &impatient()).expect_err(name);
+        let OpenError::BadPeer { source, .. } = &error else { panic!("{name}: {error:?}") };
+        assert_eq!(Errno::from_io_error(source), Some(reason), "{name}");
+        assert!(error.to_string().contains(&format!("{:?}", fake.dir().join(name))), "{error}");
+    }
+    assert_eq!(fs::metadata(&victim).expect("victim").permissions().mode(), before);
+}
+
+#[test]
+fn switch_may_spell_its_directory_in_its_own_way() {
+    // The client goes by one link to the switch, the fake switch by another to itself.
+    let home = open_dir();
+    let fake = FakeSwitch::start(Act::Name(home.path().join("theirs/001.7")));
+    let _peer = UnixDatagram::bind(fake.dir().join("001.7")).expect("bind");
+    for name in ["ours", "theirs"] {
+        symlink(fake.dir(), home.path().join(name)).expect("link");
+    }
+    open(home.path().join("ours").to_str().expect("ASCII"));
+
+    let parent = home.path().join("parent");
+    symlink(home.path(), &parent).expect("link");
+    let switch = RealSwitch::start_with(&[], Some(&parent.join("sw")), None);
+    symlink(&switch.dir, home.path().join("sw-link")).expect("link");
+    let _links =
+        ["parent/sw", "sw", "sw-link"].map(|path| open(home.path().join(path).to_str().expect("ASCII")));
+    assert_eq!(switch.plugs(), 3);
 }

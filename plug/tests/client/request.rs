@@ -128,7 +128,7 @@ fn answers_that_make_no_sense_are_errors_and_leave_no_name() {
         (Act::Bytes(family), OpenErrorKind::Unavailable, "not the address of a local socket"),
         (Act::Bytes(endless), OpenErrorKind::Unavailable, "has no end"),
         (Act::Bytes(none), OpenErrorKind::Unavailable, "names no socket"),
-        (Act::Bytes(good), OpenErrorKind::Unavailable, "cannot connect to \"/nowhere/001.7\""),
+        (Act::Bytes(good), OpenErrorKind::Unavailable, "names \"/nowhere/001.7\" as its end"),
     ] {
         let mut fake = FakeSwitch::start(act);
         let start = Instant::now();
