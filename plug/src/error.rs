@@ -26,7 +26,10 @@ pub enum OpenError {
     },
 
     /// A file was named whose first line should have been a locator.
-    #[error("cannot take a locator from the first line of {path:?}")]
+    #[error(
+        "cannot take a locator from the first line of {path:?}; make it a readable line such as vde://PATH[PORT], \
+         or name the switch's directory instead"
+    )]
     LocatorFile {
         /// The file.
         path: PathBuf,
@@ -94,7 +97,10 @@ pub enum OpenError {
     },
 
     /// The switch does not accept connections in time.
-    #[error("the switch {path:?} accepted no connection within {timeout:?}; it hangs or is stopped")]
+    #[error(
+        "the switch {path:?} accepted no connection within {timeout:?}: it hangs or is stopped; wake it with \
+         kill -CONT, or end it and start it again with: vde_switch -s {path:?}"
+    )]
     BusySwitch {
         /// Directory of the switch.
         path: PathBuf,
@@ -123,7 +129,9 @@ pub enum OpenError {
     },
 
     /// The switch answered something that is no socket's address.
-    #[error("what listens at {path:?} is no VDE switch: {why}")]
+    #[error(
+        "what listens at {path:?} is no VDE switch: {why}; end it and start one with: vde_switch -s {path:?}"
+    )]
     BadAnswer {
         /// Directory of the switch.
         path: PathBuf,
@@ -132,7 +140,10 @@ pub enum OpenError {
     },
 
     /// The switch named a data socket that cannot be connected to.
-    #[error("cannot connect to {socket:?}, which the switch {path:?} named as its end of the cable")]
+    #[error(
+        "cannot connect to {socket:?}, which the switch {path:?} named as its end of the cable; start the switch \
+         with a wider --mode or with --group if it may not be written, else start it again"
+    )]
     BadPeer {
         /// Directory of the switch.
         path: PathBuf,

@@ -12,6 +12,10 @@
 //! A link lives as long as its `Arc`: the drop of the last one closes its descriptors, by which a switch
 //! frees the port at once.
 
+#![deny(unsafe_code)]
+#![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]
+
 mod error;
 pub mod link;
 pub mod locator;

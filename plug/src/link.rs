@@ -5,6 +5,8 @@
 //! a length that only the kernel dereferences. Safe code makes them from slices; code that lends guest
 //! memory makes them with the two unsafe constructors.
 
+#![allow(unsafe_code)]
+
 use std::fmt;
 use std::io;
 use std::marker::PhantomData;

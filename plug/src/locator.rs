@@ -126,7 +126,9 @@ pub enum LocatorProblem {
     #[error("there is no key before '='; write port=, group= or mode=")]
     MissingKey,
     /// A word of the options is no UTF-8 text once its quoting is undone.
-    #[error("this word of the options is not UTF-8 text")]
+    #[error(
+        "this word of the options is not UTF-8 text; write its characters, or the %HH of each of their bytes in UTF-8"
+    )]
     NotText,
     /// The port number does not fit the protocol.
     #[error("port {word} is too high; ports go from 0 to {}", Port::MAX)]
@@ -135,13 +137,16 @@ pub enum LocatorProblem {
         word: String,
     },
     /// The name of a port group would leave the switch's directory.
-    #[error("{word:?} can name no port group, as a group is a socket in the switch's directory")]
+    #[error(
+        "{word:?} can name no port group; use the name of a socket in the switch's directory, a number, or none \
+         for any free port"
+    )]
     NoPortName {
         /// The name as it was written.
         word: String,
     },
     /// The mode is not an octal number of at most four digits.
-    #[error("the mode {word:?} is no octal number from 0 to 7777")]
+    #[error("the mode {word:?} is no octal number from 0 to 7777; write one such as mode=0660")]
     BadMode {
         /// The mode as it was written.
         word: String,
@@ -160,18 +165,19 @@ impl VdeLocator {
         let (path, options) = cut(text).map_err(at)?;
         let mut locator = Self::new(OsString::from_vec(path.iter().map(|item| item.byte).collect()));
         for word in options.split(|item| item.is('/')).filter(|word| !word.is_empty()) {
-            locator.set(word).map_err(|problem| at((problem, word[0].at)))?;
+            locator.set(word).map_err(|problem| at((problem, word.first().map_or(0, |item| item.at))))?;
         }
         Ok(locator)
     }
 
     /// Takes one word of the bracket. A later one wins over an earlier one of the same meaning.
     fn set(&mut self, word: &[Item]) -> Result<(), LocatorProblem> {
-        let (key, value) = match word.iter().position(|item| item.is('=')) {
-            Some(0) => return Err(LocatorProblem::MissingKey),
-            Some(equals) => (text_of(&word[..equals])?, Some(text_of(&word[equals + 1..])?)),
-            None => (text_of(word)?, None),
-        };
+        let mut parts = word.splitn(2, |item| item.is('='));
+        let key = text_of(parts.next().unwrap_or_default())?;
+        let value = parts.next().map(text_of).transpose()?;
+        if key.is_empty() && value.is_some() {
+            return Err(LocatorProblem::MissingKey);
+        }
         // The first of these names that begins with the key is meant, as `m=0640` (VDE fact 3.2).
         let full = ["port", "portgroup", "group", "mode"].into_iter().find(|full| full.starts_with(&key));
         let text = value.as_deref().unwrap_or_default();
@@ -223,7 +229,7 @@ fn cut(text: &str) -> Result<(Vec<Item>, Vec<Item>), Misfit> {
     let open = path.iter().position(|item| item.is('['));
     let mut options = open.map_or_else(Vec::new, |open| path.split_off(open).split_off(1));
     let close = options.iter().rposition(|item| item.is(']'));
-    let end = close.map_or(text.len(), |close| options[close].at);
+    let end = close.and_then(|close| options.get(close)).map_or(text.len(), |item| item.at);
     if let Some(close) = close {
         options.truncate(close);
     }
@@ -256,7 +262,7 @@ fn unquote(text: &str) -> (Vec<Item>, Option<Misfit>) {
                 None => return (items, Some((LocatorProblem::LoneBackslash, at))),
             },
             // A percent sign that no two hexadecimal digits follow stands for itself.
-            (None, b'%') => match hex_pair(&bytes[at + 1..]) {
+            (None, b'%') => match hex_pair(bytes.get(at + 1..).unwrap_or_default()) {
                 Some(byte) => {
                     items.push(Item { byte, quoted: true, at });
                     len = 3;

@@ -113,7 +113,8 @@ mod tests {
         assert_eq!(resolve(&outer).expect("a path in a file"), vde(&inner, Port::Any));
         fs::write(&inner, b"\xff\n").expect("write");
         let error = resolve(&inner).expect_err("bytes in a file");
-        assert!(error.to_string().contains("inner"), "{error}");
+        let text = error.to_string();
+        assert!(text.contains("/inner\"; make it a readable line such as vde://PATH[PORT]"), "{text}");
         fs::write(&inner, vec![b'x'; 10_000]).expect("write");
         resolve(&inner).expect_err("an endless line in a file");
     }

@@ -6,6 +6,8 @@
 //!   may read or write what it points to for its life.
 //! - B: a `msghdr` made by `header` points to a caller's slice of pieces that outlives the call it is for.
 
+#![allow(unsafe_code)]
+
 use std::ffi::{CStr, CString};
 use std::io;
 use std::mem::MaybeUninit;

@@ -113,7 +113,7 @@ fn read_answer(
     let bad = |why: &str| OpenError::BadAnswer { path: path.into(), why: why.into() };
     let mut answer = [0; request::ANSWER_LEN];
     let mut have = 0;
-    while have < answer.len() {
+    while let Some(rest) = answer.get_mut(have..).filter(|rest| !rest.is_empty()) {
         match deadline.wait_readable(switch.stream()) {
             Ok(()) => {}
             Err(Errno::TIMEDOUT) if have == 0 => {
@@ -122,7 +122,7 @@ fn read_answer(
             Err(Errno::TIMEDOUT) => return Err(bad("its answer is incomplete")),
             Err(errno) => return Err(system("wait for the switch's answer")(errno)),
         }
-        match recv(switch.stream(), &mut answer[have..], RecvFlags::DONTWAIT) {
+        match recv(switch.stream(), rest, RecvFlags::DONTWAIT) {
             Ok((0, _)) | Err(Errno::CONNRESET) if have == 0 => {
                 return Err(OpenError::Refused { path: path.into(), port: port.clone() });
             }
@@ -213,8 +213,7 @@ impl Link for VdeLink {
 
     fn send(&self, frames: &[&[TxBuf<'_>]]) -> Result<Sent, LinkError> {
         let mut done = Sent::default();
-        while done.taken < frames.len() {
-            let rest = &frames[done.taken..];
+        while let Some(rest) = frames.get(done.taken..).filter(|rest| !rest.is_empty()) {
             let Some(bad_count) = rest.iter().position(|pieces| is_frame(pieces)) else {
                 done.dropped += rest.len();
                 done.taken = frames.len();
@@ -223,7 +222,7 @@ impl Link for VdeLink {
             done.taken += bad_count;
             done.dropped += bad_count;
             // A run of good frames up to the next bad one, which is rare, or to the size of a batch.
-            let run = rest[bad_count..].iter().copied().take_while(|pieces| is_frame(pieces));
+            let run = rest.iter().copied().skip(bad_count).take_while(|pieces| is_frame(pieces));
             match sys::send_batch(self.data_fd(), run).map_err(Failure::from) {
                 Ok(sent) => done.taken += sent,
                 Err(Failure::Again) => break,
@@ -243,10 +242,7 @@ impl Link for VdeLink {
         // Each turn that is not the last takes a datagram from the queue or follows a signal, so a hostile
         // sender can keep this going for no more than the turns that are allowed here.
         for _ in 0..=frames.len() {
-            let rest = &mut frames[done..];
-            if rest.is_empty() {
-                break;
-            }
+            let Some(rest) = frames.get_mut(done..).filter(|rest| !rest.is_empty()) else { break };
             let asked = rest.len().min(sys::BATCH);
             match sys::recv_batch(self.data.as_fd(), rest).map_err(Failure::from) {
                 Ok(got) => {

@@ -1,6 +1,6 @@
 //! The two messages of the handshake, byte by byte (VDE facts 2.3 and 2.4).
 
-use std::ffi::OsStr;
+use std::ffi::{CStr, OsStr};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -66,10 +66,10 @@ pub(super) fn decode_answer(answer: &[u8; ANSWER_LEN]) -> Result<PathBuf, &'stat
     if family != AF_UNIX.to_ne_bytes() {
         return Err("its answer is not the address of a local socket");
     }
-    match path.iter().position(|&byte| byte == 0) {
-        Some(0) => Err("its answer names no socket"),
-        Some(end) => Ok(PathBuf::from(OsStr::from_bytes(&path[..end]))),
-        None => Err("the name in its answer has no end"),
+    match CStr::from_bytes_until_nul(path) {
+        Ok(name) if name.is_empty() => Err("its answer names no socket"),
+        Ok(name) => Ok(PathBuf::from(OsStr::from_bytes(name.to_bytes()))),
+        Err(_) => Err("the name in its answer has no end"),
     }
 }
 

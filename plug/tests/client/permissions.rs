@@ -155,6 +155,8 @@ fn what_a_switch_names_outside_its_directory_is_refused() {
         let (path, named) = (fake.dir(), fake.dir().join(named));
         let text = format!("what listens at {path:?} is no VDE switch: it names {named:?} as its end");
         assert!(error.to_string().contains(&text), "{error}");
+        let remedy = format!("; end it and start one with: vde_switch -s {path:?}");
+        assert!(error.to_string().ends_with(&remedy), "{error}");
         assert!(matches!(error, OpenError::BadAnswer { .. }), "{error:?}");
         assert_eq!(names(fake.dir()), ["ctl"]);
     }
@@ -187,6 +189,7 @@ fn what_a_switch_names_is_a_socket_and_no_link_to_one() {
         let OpenError::BadPeer { source, .. } = &error else { panic!("{name}: {error:?}") };
         assert_eq!(Errno::from_io_error(source), Some(reason), "{name}");
         assert!(error.to_string().contains(&format!("{:?}", fake.dir().join(name))), "{error}");
+        assert!(error.to_string().contains("with a wider --mode or with --group"), "{error}");
     }
     assert_eq!(fs::metadata(&victim).expect("victim").permissions().mode(), before);
 }

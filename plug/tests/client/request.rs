@@ -167,7 +167,12 @@ fn switch_that_accepts_nobody_is_an_error_in_time() {
     let _queued = std::os::unix::net::UnixStream::connect(&ctl).expect("the one place in the queue");
     let start = Instant::now();
     let error = vdeplug::open(home.path().to_str().expect("ASCII"), &impatient()).expect_err("busy");
-    assert!(error.to_string().contains("accepted no connection within 400ms"), "{error}");
+    assert!(error.to_string().contains("accepted no connection within 400ms: it hangs"), "{error}");
+    let remedy = format!(
+        "wake it with kill -CONT, or end it and start it again with: vde_switch -s {:?}",
+        home.path()
+    );
+    assert!(error.to_string().ends_with(&remedy), "{error}");
     assert!(start.elapsed() < Duration::from_secs(5));
 }
 
