@@ -1,9 +1,13 @@
 //! A `vde_switch` in a folder of its own, and what its management socket says.
+//!
+//! There is one management connection, for as long as the switch runs: Debian's switch loses track of a port that is being
+//! opened at the moment at which any other connection to it ends.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -30,6 +34,8 @@ pub struct Port {
 /// A running switch; it is killed, and its folder removed, when this is dropped.
 pub struct Switch {
     child: process::Owned,
+    /// The management connection, greeted already; `None` before the switch is ready.
+    management: Mutex<Option<UnixStream>>,
     folder: TempDir,
 }
 
@@ -44,7 +50,7 @@ impl Switch {
         // A short name: the paths of sockets are limited to 107 bytes.
         let folder = tempfile::Builder::new().prefix("vde").tempdir_in("/tmp")?;
         let child = spawn(folder.path(), options)?;
-        let mut switch = Self { child, folder };
+        let mut switch = Self { child, management: Mutex::default(), folder };
         switch.wait_ready()?;
         Ok(switch)
     }
@@ -56,15 +62,19 @@ impl Switch {
     }
 
     fn wait_ready(&mut self) -> Result<()> {
-        let Self { child, folder } = self;
-        process::wait_until("vde_switch ready", LIMIT, || {
+        let Self { child, folder, management } = self;
+        // It is made last.
+        let socket = folder.path().join("mgmt");
+        let mut stream = process::wait_until("vde_switch ready", LIMIT, || {
             if let Some(status) = child.ended()? {
                 bail!("vde_switch ended with {status}");
             }
-            let mut answers =
-                ["ctl/ctl", "mgmt"].iter().map(|name| UnixStream::connect(folder.path().join(name)));
-            Ok(answers.all(|answer| answer.is_ok()).then_some(()))
-        })
+            Ok(UnixStream::connect(&socket).ok())
+        })?;
+        stream.set_read_timeout(Some(LIMIT))?;
+        read_to(&mut stream, "vde$ ")?;
+        *management.get_mut().unwrap_or_else(PoisonError::into_inner) = Some(stream);
+        Ok(())
     }
 
     /// The folder that users of the switch name: `sock=` of QEMU, `vde://` of a locator.
@@ -109,11 +119,10 @@ impl Switch {
 
     /// Runs a management command, and gives the data of its answer.
     pub fn manage(&self, command: &str) -> Result<String> {
-        let mut stream = UnixStream::connect(self.folder.path().join("mgmt"))?;
-        stream.set_read_timeout(Some(LIMIT))?;
-        read_to(&mut stream, "vde$ ")?;
+        let mut stream = self.management.lock().unwrap_or_else(PoisonError::into_inner);
+        let stream = stream.as_mut().context("the switch is not ready")?;
         stream.write_all(format!("{command}\n").as_bytes())?;
-        let answer = read_to(&mut stream, "\nvde$ ")?;
+        let answer = read_to(stream, "\nvde$ ")?;
         let lines: Vec<&str> = answer.lines().collect();
         let code = lines.iter().rev().find(|line| line.starts_with('1'));
         if code.is_none_or(|line| !line.starts_with("1000")) {

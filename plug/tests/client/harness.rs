@@ -8,7 +8,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -64,7 +64,9 @@ pub fn names(dir: &Path) -> Vec<String> {
 pub struct RealSwitch {
     child: Child,
     pub dir: PathBuf,
-    management: PathBuf,
+    /// One connection for all: Debian's switch loses track of a port that is being opened at the moment at which any
+    /// other connection to it, to its management socket too, ends.
+    management: Mutex<UnixStream>,
     /// Lives as long as the switch.
     _home: TempDir,
 }
@@ -94,10 +96,16 @@ impl RealSwitch {
             .stdout(Stdio::null())
             .spawn()
             .expect("vde_switch has to be installed (package vde-switch)");
-        let switch = Self { child, dir, management, _home: home };
         // The management socket is made last; a probe of ctl would be a connection of its own.
-        until("the switch starts", || UnixStream::connect(&switch.management).is_ok());
-        switch
+        let mut stream = None;
+        until("the switch starts", || {
+            stream = UnixStream::connect(&management).ok();
+            stream.is_some()
+        });
+        let mut stream = stream.expect("a switch that started");
+        stream.set_read_timeout(Some(LONG)).expect("time-out");
+        read_to_prompt(&mut stream);
+        Self { child, dir, management: Mutex::new(stream), _home: home }
     }
 
     /// A locator of this switch with this behind its path.
@@ -107,9 +115,7 @@ impl RealSwitch {
 
     /// What the switch answers to a management command.
     pub fn manage(&self, command: &str) -> String {
-        let mut stream = UnixStream::connect(&self.management).expect("management socket");
-        stream.set_read_timeout(Some(LONG)).expect("time-out");
-        read_to_prompt(&mut stream);
+        let mut stream = self.management.lock().expect("management socket");
         stream.write_all(format!("{command}\n").as_bytes()).expect("management command");
         read_to_prompt(&mut stream)
     }
