@@ -54,7 +54,7 @@ fn derive_entries(entries: &[Entry], codename: &str) -> Result<String> {
     let Some(main) = chosen.iter_mut().find(|entry| entry.suites.iter().any(|suite| suite == RELEASE)) else {
         bail!(
             "no Debian mirror for {codename} is among the apt sources of this machine; add the one of Debian's \
-             documentation (deb http://deb.debian.org/debian {codename} main) to /etc/apt/sources.list"
+             documentation (one line: deb MIRROR {codename} main) to /etc/apt/sources.list"
         );
     };
     let backports = format!("{RELEASE}-backports");
@@ -169,7 +169,7 @@ fn option_field(option: &str) -> Option<String> {
 mod tests {
     use super::*;
 
-    const DEB822: &str = "Types: deb\n# a remark\nURIs: http://deb.debian.org/debian\n\
+    const DEB822: &str = "Types: deb\n# a remark\nURIs: http://mirror.example/debian\n\
         Suites: bookworm bookworm-updates\nComponents: main contrib\n\
         Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg\n";
 
@@ -193,8 +193,8 @@ mod tests {
 
     #[test]
     fn derive_entries_newer_release_asks_for_bookworm() {
-        let line = "deb http://deb.debian.org/debian trixie main";
-        let security = "deb http://deb.debian.org/debian-security trixie-security main";
+        let line = "deb http://mirror.example/debian trixie main";
+        let security = "deb http://mirror.example/debian-security trixie-security main";
         let entries = [parse_line(line).unwrap(), parse_line(security).unwrap()];
         let text = derive_entries(&entries, "trixie").unwrap();
         assert!(text.contains("Suites: bookworm bookworm-backports\n"), "{text}");
@@ -204,7 +204,7 @@ mod tests {
     #[test]
     fn derive_entries_foreign_sources_are_left_out() {
         let foreign =
-            ["deb https://apt.example/repo bookworm main", "deb http://deb.debian.org/debian sid-x main"];
+            ["deb https://apt.example/repo bookworm main", "deb http://mirror.example/debian sid-x main"];
         let entries: Vec<_> = foreign.iter().filter_map(|line| parse_line(line)).collect();
         assert_eq!(entries.len(), 2);
         let error = derive_entries(&entries, "bookworm").unwrap_err().to_string();
