@@ -3,6 +3,7 @@
 //! Parsing and checking are apart: [`Cli`] is what was typed (clap's help and the manual page come from it), [`Config`] is
 //! what is going to be served.
 
+use std::io::Write;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -148,7 +149,11 @@ impl TryFrom<Cli> for Config {
                 return usage(format!("queues={}: a NIC has 1 to {MAX_QUEUES} queue pairs", nic.queues));
             }
             if let Some(before) = nics.iter().take(index).find(|n| n.door == nic.door) {
-                return usage(format!("{:?} is given to two NICs; each needs its own", before.door));
+                let name = match &before.door {
+                    Door::Path(path) => format!("socket {}", path.display()),
+                    Door::Fd(fd) => format!("descriptor {fd}"),
+                };
+                return usage(format!("{name} is given to two NICs; each needs its own"));
             }
         }
         let Cli { description, lifeline_fd, private_dir, .. } = cli;
@@ -208,8 +213,14 @@ fn split_commas(text: &str) -> Vec<String> {
 
 /// The answer to `--print-capabilities` (QEMU's conventions for vhost-user programs).
 pub fn print_capabilities() -> ExitCode {
-    println!("{}", serde_json::json!({ "type": "net", "features": [] }));
-    ExitCode::SUCCESS
+    let text = serde_json::json!({ "type": "net", "features": [] });
+    match writeln!(std::io::stdout(), "{text}") {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("vhost-user-vde: cannot write to the standard output: {error}");
+            ExitCode::from(Status::System as u8)
+        }
+    }
 }
 
 #[cfg(test)]

@@ -58,6 +58,9 @@ qemu\-system\-x86_64 \-m 256 disk.img \e
   \-chardev socket,id=c0,path=/tmp/n0.sock,reconnect\-ms=1000 \e
   \-netdev vhost\-user,id=n0,chardev=c0 \-device virtio\-net\-pci,netdev=n0
 .fi
+.PP
+QEMU before 9.2 wants \fBreconnect=1\fR in place of \fBreconnect\-ms=1000\fR; before 8.0, without KVM, it crashes unless the
+device has \fBvectors=0\fR as well.
 .SH SEE ALSO
 .BR vdeq (1),
 .BR vde_switch (1),

@@ -42,6 +42,14 @@ fn capabilities_are_printed_whatever_else_is_said() {
 }
 
 #[test]
+fn capabilities_that_cannot_be_written_are_an_error() {
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let output = Backend::command().arg("--print-capabilities").stdout(full).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("standard output"));
+}
+
+#[test]
 fn sigterm_ends_it_and_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let switch = Switch::start(&dir.path().join("sw"));
