@@ -16,11 +16,13 @@
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]
 
+mod datagram;
 mod error;
 pub mod link;
 pub mod locator;
 mod null;
 mod resolve;
+mod soft;
 mod sys;
 mod vde;
 
@@ -28,8 +30,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use error::{OpenError, OpenErrorKind};
-pub use link::{Link, LinkError, RxBuf, RxFrame, Sent, TxBuf};
+pub use link::{Link, LinkError, RxBuf, RxFrame, Sent, Stats, Traffic, TxBuf, TxFrame};
 pub use locator::{Port, VdeLocator};
+pub use offload::Header;
 
 use resolve::Target;
 
@@ -46,6 +49,9 @@ pub struct OpenOptions {
     pub group: Option<String>,
     /// Mode of our end's socket; 0 means the default (VDE fact 2.6).
     pub mode: u32,
+    /// Received frames may be left to be completed or segmented by the receiver, as [`RxFrame::header`] then says;
+    /// the network is told so where that can be said. Frames may be *sent* like that on every link.
+    pub offloads: bool,
 }
 
 impl Default for OpenOptions {
@@ -56,6 +62,7 @@ impl Default for OpenOptions {
             port: Port::Any,
             group: None,
             mode: 0,
+            offloads: false,
         }
     }
 }
@@ -66,12 +73,13 @@ impl Default for OpenOptions {
 /// network for names may take longer), and leaves no descriptor and no file behind when it fails.
 ///
 /// ```
-/// use vdeplug::{OpenErrorKind, OpenOptions, TxBuf, open};
+/// use vdeplug::{OpenErrorKind, OpenOptions, TxBuf, TxFrame, open};
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let link = open("null://", &OpenOptions::default())?;
 /// let frame = [0xff; 60];
-/// let sent = link.send(&[&[TxBuf::new(&frame[..14]), TxBuf::new(&frame[14..])]])?;
+/// let pieces = [TxBuf::new(&frame[..14]), TxBuf::new(&frame[14..])];
+/// let sent = link.send(&[TxFrame::new(&pieces)])?;
 /// assert_eq!((sent.taken, sent.dropped), (1, 0));
 ///
 /// let error = open("/nowhere/sw", &OpenOptions::default()).unwrap_err();
@@ -84,8 +92,10 @@ impl Default for OpenOptions {
 /// # }
 /// ```
 pub fn open(locator: &str, options: &OpenOptions) -> Result<Arc<dyn Link>, OpenError> {
-    Ok(match resolve::resolve(locator, std::env::var_os("HOME").as_deref())? {
-        Target::Null => Arc::new(null::NullLink::open()?),
-        Target::Vde(locator) => Arc::new(vde::VdeLink::open(&locator, options)?),
+    let Target { scheme, argument } = resolve::resolve(locator, std::env::var_os("HOME").as_deref())?;
+    Ok(match scheme.as_str() {
+        "vde" => Arc::new(vde::VdeLink::open(&VdeLocator::parse(&argument)?, options)?),
+        "null" => Arc::new(null::NullLink::open()?),
+        _ => return Err(OpenError::UnsupportedScheme { locator: locator.into(), scheme }),
     })
 }

@@ -11,9 +11,16 @@ use std::fmt;
 use std::io;
 use std::marker::PhantomData;
 use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use offload::Header;
 
 /// The longest frame that VDE programs exchange: 9216 bytes of payload, header, one VLAN tag (VDE fact 2.7).
 pub const FRAME_MAX: usize = 9216 + 14 + 4;
+
+/// The longest frame that is still to be segmented: headers of Ethernet with two VLAN tags and of IPv6, and what a
+/// 16-bit length can say.
+pub const BIG_FRAME_MAX: usize = 14 + 2 * 4 + 40 + 65535;
 
 /// The shortest thing that is a frame: two addresses and a type.
 pub const FRAME_MIN: usize = 14;
@@ -82,14 +89,107 @@ impl<'a> RxBuf<'a> {
     }
 }
 
+/// One frame for [`Link::send`].
+#[derive(Clone, Copy)]
+pub struct TxFrame<'a> {
+    /// The frame, piece after piece, at most [`PIECES_MAX`] of them.
+    pub bufs: &'a [TxBuf<'a>],
+    /// What is still to be done to the frame. A link does it, or hands it on to a network that can.
+    pub header: Header,
+    /// How many segments of the frame went already, as [`Sent::segments`] said when it was offered before.
+    pub segments: usize,
+}
+
+impl<'a> TxFrame<'a> {
+    /// A frame to which nothing is left to be done.
+    pub const fn new(bufs: &'a [TxBuf<'a>]) -> Self {
+        Self { bufs, header: Header::NONE, segments: 0 }
+    }
+
+    /// Length in bytes.
+    #[expect(clippy::len_without_is_empty, reason = "a frame is never empty")]
+    pub fn len(&self) -> usize {
+        self.bufs.iter().fold(0, |sum: usize, piece| sum.saturating_add(piece.len()))
+    }
+
+    /// Copies the frame's bytes from `offset` on; returns how many there were.
+    pub fn read_at(&self, mut offset: usize, to: &mut [u8]) -> usize {
+        let mut done = 0;
+        for piece in self.bufs {
+            let Some(room) = to.get_mut(done..).filter(|room| !room.is_empty()) else { break };
+            let count = piece.len().saturating_sub(offset).min(room.len());
+            if count > 0 {
+                let from = piece.0.iov_base.cast::<u8>().wrapping_add(offset);
+                // SAFETY: whoever made the piece promised that its bytes are readable, and `offset + count` is at
+                // most their number; `room` is private memory of at least `count` bytes. A writer on the other side
+                // of a shared mapping makes the copy hold any bytes and nothing worse.
+                unsafe { std::ptr::copy_nonoverlapping(from, room.as_mut_ptr(), count) };
+            }
+            done += count;
+            offset = offset.saturating_sub(piece.len());
+        }
+        done
+    }
+
+    /// Appends the frame's bytes from `range` as pieces.
+    pub fn pieces(&self, range: std::ops::Range<usize>, out: &mut Vec<TxBuf<'a>>) {
+        let (mut skip, mut left) = (range.start, range.len());
+        for piece in self.bufs {
+            let count = piece.len().saturating_sub(skip).min(left);
+            if count > 0 {
+                let base = piece.0.iov_base.cast::<u8>().wrapping_add(skip);
+                // SAFETY: a part of a piece, whose maker promised that it is readable for 'a.
+                out.push(unsafe { TxBuf::from_raw(base, count) });
+            }
+            left -= count;
+            skip = skip.saturating_sub(piece.len());
+        }
+    }
+}
+
 /// One frame's worth of room for [`Link::recv`].
 pub struct RxFrame<'a> {
     /// Where the frame goes, piece after piece. Pieces behind the first [`PIECES_MAX`] stay unused.
     pub bufs: &'a [RxBuf<'a>],
+    /// Set by [`Link::recv`]: what is still to be done to the frame. On a link that was opened without
+    /// [`OpenOptions::offloads`](crate::OpenOptions::offloads) always nothing. A network's word about its own frame:
+    /// whoever acts on it has to check it.
+    pub header: Header,
     /// Set by [`Link::recv`]: the frame's whole length in bytes. More than the room in `bufs` means that the
     /// frame was cut; such a frame must not be used. Whoever sends chooses it: it may be 0 or less than
     /// [`FRAME_MIN`], and such a frame is to be dropped.
     pub len: usize,
+}
+
+impl<'a> RxFrame<'a> {
+    /// Room for a frame.
+    pub const fn new(bufs: &'a [RxBuf<'a>]) -> Self {
+        Self { bufs, header: Header::NONE, len: 0 }
+    }
+
+    /// Appends the pieces, at most [`PIECES_MAX`] less the one before them, to be received into beside others.
+    pub(crate) fn lend_again<'b>(&'b self, out: &mut Vec<RxBuf<'b>>) {
+        for piece in self.bufs.iter().take(PIECES_MAX - 1) {
+            // SAFETY: the same memory with the same promise, lent on for as long as this frame is borrowed.
+            out.push(unsafe { RxBuf::from_raw(piece.0.iov_base.cast(), piece.0.iov_len) });
+        }
+    }
+
+    /// Puts a frame there, as far as there is room for it, and notes its whole length.
+    pub fn fill(&mut self, header: Header, frame: &[u8]) {
+        let mut rest = frame;
+        for piece in self.bufs.iter().take(PIECES_MAX) {
+            let (here, behind) = rest.split_at(rest.len().min(piece.len()));
+            if !here.is_empty() {
+                // SAFETY: whoever made the piece promised that it is writable and that no reference into it is held;
+                // `here` is no longer than it. Private memory never overlaps what was lent.
+                unsafe { std::ptr::copy_nonoverlapping(here.as_ptr(), piece.0.iov_base.cast(), here.len()) };
+            }
+            rest = behind;
+        }
+        self.header = header;
+        self.len = frame.len();
+    }
 }
 
 /// What became of a batch given to [`Link::send`].
@@ -98,8 +198,87 @@ pub struct Sent {
     /// Frames, from the front of the batch, that the link is done with: sent or dropped. Fewer than the
     /// batch has means "again": wait until the data descriptor is writable and offer the rest anew.
     pub taken: usize,
+    /// How many segments of the first frame that is not among `taken` went nevertheless: what
+    /// [`TxFrame::segments`] has to say when that frame is offered anew.
+    pub segments: usize,
     /// How many of `taken` were dropped (for instance longer than [`Link::max_frame`]).
     pub dropped: usize,
+}
+
+/// What passed through a link, or through one peer of a node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Frames that were sent; one that was segmented counts once.
+    pub tx_frames: u64,
+    /// Their bytes.
+    pub tx_bytes: u64,
+    /// Frames that were not sent: at fault themselves, or for a peer that does not read.
+    pub tx_dropped: u64,
+    /// Frames that were received.
+    pub rx_frames: u64,
+    /// Their bytes.
+    pub rx_bytes: u64,
+    /// Frames that were received and dropped: shorter than [`FRAME_MIN`], or longer than there was room for.
+    pub rx_dropped: u64,
+}
+
+/// What passed through a link.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// The link as a whole.
+    pub total: Traffic,
+    /// Each peer that is plugged into it now, if the link is a node, by the description that it gave.
+    pub peers: Vec<(String, Traffic)>,
+}
+
+/// [`Traffic`] as it is counted, by any thread.
+#[derive(Debug, Default)]
+pub(crate) struct Meter {
+    tx: Way,
+    rx: Way,
+}
+
+/// One direction.
+#[derive(Debug, Default)]
+struct Way {
+    frames: AtomicU64,
+    bytes: AtomicU64,
+    dropped: AtomicU64,
+}
+
+impl Way {
+    fn add(&self, frames: usize, bytes: usize, dropped: usize) {
+        for (counter, count) in [(&self.frames, frames), (&self.bytes, bytes), (&self.dropped, dropped)] {
+            if count > 0 {
+                counter.fetch_add(count as u64, Relaxed);
+            }
+        }
+    }
+}
+
+impl Meter {
+    pub(crate) fn sent(&self, frames: usize, bytes: usize, dropped: usize) {
+        self.tx.add(frames, bytes, dropped);
+    }
+
+    pub(crate) fn received(&self, frames: usize, bytes: usize, dropped: usize) {
+        self.rx.add(frames, bytes, dropped);
+    }
+
+    pub(crate) fn read(&self) -> Traffic {
+        Traffic {
+            tx_frames: self.tx.frames.load(Relaxed),
+            tx_bytes: self.tx.bytes.load(Relaxed),
+            tx_dropped: self.tx.dropped.load(Relaxed),
+            rx_frames: self.rx.frames.load(Relaxed),
+            rx_bytes: self.rx.bytes.load(Relaxed),
+            rx_dropped: self.rx.dropped.load(Relaxed),
+        }
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        Stats { total: self.read(), peers: Vec::new() }
+    }
 }
 
 /// The link is gone; nothing will pass through it any more.
@@ -126,14 +305,18 @@ pub trait Link: fmt::Debug + Send + Sync {
     /// The longest frame, in bytes, that the link carries.
     fn max_frame(&self) -> usize;
 
-    /// Sends frames in order, each given as its pieces, without waiting. One that cannot be sent at all
-    /// (shorter than [`FRAME_MIN`], longer than [`Link::max_frame`], in more than [`PIECES_MAX`] pieces, or in
-    /// memory that is gone) is dropped and counted, and the next one is sent.
-    fn send(&self, frames: &[&[TxBuf<'_>]]) -> Result<Sent, LinkError>;
+    /// Sends frames in order without waiting. One that cannot be sent at all (shorter than [`FRAME_MIN`], longer
+    /// than [`Link::max_frame`], or [`BIG_FRAME_MAX`] if it is to be segmented, with a header that does not fit
+    /// it, in more than [`PIECES_MAX`] pieces, or in memory that is gone) is dropped and counted, and the next one
+    /// is sent.
+    fn send(&self, frames: &[TxFrame<'_>]) -> Result<Sent, LinkError>;
 
     /// Receives up to `frames.len()` frames in order, without waiting, and returns how many; 0 when none is
     /// waiting. A network that died is not seen here but by [`Link::check_control`].
     fn recv(&self, frames: &mut [RxFrame<'_>]) -> Result<usize, LinkError>;
+
+    /// What passed through the link since it was opened.
+    fn stats(&self) -> Stats;
 
     /// To be called when the control descriptor is readable: an error says that the link is dead.
     fn check_control(&self) -> Result<(), LinkError>;

@@ -1,6 +1,6 @@
 //! Locators: the text by which users name networks, as pure functions over that text.
 //!
-//! A `vde` locator is `PATH[WORD/KEY=VALUE/…]`. Reading one takes two steps. The first undoes the quoting
+//! Most arguments have the path form, `PATH[WORD/KEY=VALUE/…]`. Reading one takes two steps. The first undoes the quoting
 //! ('…' and "…" keep everything, a backslash keeps the next character, `%HH` is a byte) and marks each
 //! resulting byte as quoted or not; the second cuts at unquoted `[`, `]`, `/` and `=`. Whatever Debian's
 //! libvdeplug accepts means the same here, with three exceptions that it would take in silence and that are
@@ -117,14 +117,29 @@ pub enum LocatorProblem {
     #[error("a zero byte can be part of no name")]
     Nul,
     /// No option has a name that begins like this.
-    #[error("there is no option {word:?}; the options are port, portgroup, group and mode")]
+    #[error("there is no option {word:?}; {}", known(.keys))]
     UnknownKey {
         /// The word in the key's place.
         word: String,
+        /// The options that there are.
+        keys: &'static [&'static str],
     },
     /// A value with nothing before its `=`.
-    #[error("there is no key before '='; write port=, group= or mode=")]
-    MissingKey,
+    #[error("there is no key before '='; {}", known(.keys))]
+    MissingKey {
+        /// The options that there are.
+        keys: &'static [&'static str],
+    },
+    /// An option's value cannot be what the option is about.
+    #[error("{key}={word} makes no sense; write {right}")]
+    BadValue {
+        /// The option.
+        key: &'static str,
+        /// Its value as it was written.
+        word: String,
+        /// What would be right.
+        right: &'static str,
+    },
     /// A word of the options is no UTF-8 text once its quoting is undone.
     #[error(
         "this word of the options is not UTF-8 text; write its characters, or the %HH of each of their bytes in UTF-8"
@@ -161,39 +176,111 @@ impl VdeLocator {
 
     /// Reads the part of a locator that follows `vde://`, or a whole one that has no scheme.
     pub fn parse(text: &str) -> Result<Self, LocatorError> {
-        let at = |(problem, at)| LocatorError { text: text.into(), at: chars_before(text, at) + 1, problem };
-        let (path, options) = cut(text).map_err(at)?;
-        let mut locator = Self::new(OsString::from_vec(path.iter().map(|item| item.byte).collect()));
-        for word in options.split(|item| item.is('/')).filter(|word| !word.is_empty()) {
-            locator.set(word).map_err(|problem| at((problem, word.first().map_or(0, |item| item.at))))?;
+        let form = PathForm::parse(text, &Self::KEYS, Some("port"))?;
+        let mut locator = Self::new(form.path.clone());
+        for option in &form.options {
+            let value = &option.value;
+            match option.key {
+                "group" => locator.group = Some(value.clone()).filter(|group| !group.is_empty()),
+                "mode" => locator.mode = form.check(option, parse_mode(value))?,
+                _ => locator.port = form.check(option, Port::parse(value))?,
+            }
         }
         Ok(locator)
     }
 
-    /// Takes one word of the bracket. A later one wins over an earlier one of the same meaning.
-    fn set(&mut self, word: &[Item]) -> Result<(), LocatorProblem> {
-        let mut parts = word.splitn(2, |item| item.is('='));
-        let key = text_of(parts.next().unwrap_or_default())?;
-        let value = parts.next().map(text_of).transpose()?;
-        if key.is_empty() && value.is_some() {
-            return Err(LocatorProblem::MissingKey);
+    /// The options of a `vde` locator, in the order in which an abbreviation is looked up.
+    const KEYS: [&str; 4] = ["port", "portgroup", "group", "mode"];
+}
+
+/// A locator's argument in path form, `PATH[KEY=VALUE/KEY/…]`, with its quoting undone (VDE fact 3.2).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PathForm<'a> {
+    text: &'a str,
+    /// What stands before the bracket.
+    pub path: OsString,
+    /// What stands in the bracket, in order; a later one wins over an earlier one of the same key.
+    pub options: Vec<FormOption>,
+}
+
+/// A word of a bracket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FormOption {
+    /// Which of the known keys it has.
+    pub key: &'static str,
+    /// What stands behind its `=`; empty if nothing does.
+    pub value: String,
+    /// Byte offset of the word in the text.
+    at: usize,
+}
+
+impl<'a> PathForm<'a> {
+    /// Takes the text apart. An option belongs to the first of `keys` that it begins like; a word without `=` that
+    /// begins like none of them is the value of `unnamed`, if the scheme has such an option.
+    pub fn parse(
+        text: &'a str,
+        keys: &'static [&'static str],
+        unnamed: Option<&'static str>,
+    ) -> Result<Self, LocatorError> {
+        let (path, words) = cut(text).map_err(|(problem, at)| LocatorError::new(text, at, problem))?;
+        let path = OsString::from_vec(path.iter().map(|item| item.byte).collect());
+        let mut options = Vec::new();
+        for word in words.split(|item| item.is('/')).filter(|word| !word.is_empty()) {
+            let at = word.first().map_or(0, |item| item.at);
+            let (key, value) =
+                read_word(word, keys, unnamed).map_err(|problem| LocatorError::new(text, at, problem))?;
+            options.push(FormOption { key, value, at });
         }
-        // The first of these names that begins with the key is meant, as `m=0640` (VDE fact 3.2).
-        let full = ["port", "portgroup", "group", "mode"].into_iter().find(|full| full.starts_with(&key));
-        let text = value.as_deref().unwrap_or_default();
-        match (full, &value) {
-            (Some("port" | "portgroup"), _) => self.port = Port::parse(text)?,
-            (Some("group"), _) => self.group = Some(text.to_owned()).filter(|group| !group.is_empty()),
-            (Some(_), _) => self.mode = parse_mode(text)?,
-            (None, None) => self.port = Port::parse(&key)?,
-            (None, Some(_)) => return Err(LocatorProblem::UnknownKey { word: key }),
-        }
-        Ok(())
+        Ok(Self { text, path, options })
+    }
+
+    /// Gives a problem with an option's value its place in the text.
+    pub fn check<T>(
+        &self,
+        option: &FormOption,
+        result: Result<T, LocatorProblem>,
+    ) -> Result<T, LocatorError> {
+        result.map_err(|problem| LocatorError::new(self.text, option.at, problem))
+    }
+}
+
+impl LocatorError {
+    /// A problem that begins at a byte offset of the text.
+    fn new(text: &str, at: usize, problem: LocatorProblem) -> Self {
+        Self { text: text.into(), at: chars_before(text, at) + 1, problem }
+    }
+}
+
+/// Reads a word of a bracket as key and value.
+fn read_word(
+    word: &[Item],
+    keys: &'static [&'static str],
+    unnamed: Option<&'static str>,
+) -> Result<(&'static str, String), LocatorProblem> {
+    let mut parts = word.splitn(2, |item| item.is('='));
+    let key = text_of(parts.next().unwrap_or_default())?;
+    let value = parts.next().map(text_of).transpose()?;
+    if key.is_empty() && value.is_some() {
+        return Err(LocatorProblem::MissingKey { keys });
+    }
+    // The first of these names that begins with the key is meant, as `m=0640` (VDE fact 3.2).
+    match (keys.iter().find(|full| full.starts_with(&key)), value, unnamed) {
+        (Some(full), value, _) => Ok((full, value.unwrap_or_default())),
+        (None, None, Some(unnamed)) => Ok((unnamed, key)),
+        (None, ..) => Err(LocatorProblem::UnknownKey { word: key, keys }),
+    }
+}
+
+fn known(keys: &[&str]) -> String {
+    match keys {
+        [] => "this scheme has no options".into(),
+        [only] => format!("the only option is {only}"),
+        [first @ .., last] => format!("the options are {} and {last}", first.join(", ")),
     }
 }
 
 /// Reads a file mode in octal; nothing is no mode.
-fn parse_mode(text: &str) -> Result<Option<u32>, LocatorProblem> {
+pub(crate) fn parse_mode(text: &str) -> Result<Option<u32>, LocatorProblem> {
     if text.is_empty() {
         return Ok(None);
     }

@@ -14,47 +14,43 @@ use crate::locator::{VdeLocator, split_scheme};
 /// Longest first line of a locator file; a path has at most 4096 bytes and options few more.
 const LINE_MAX: u64 = 8192;
 
-/// What a locator was found to mean.
+/// What a locator was found to mean: a scheme and its argument, the text behind `://`.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Target {
-    /// `null://`.
-    Null,
-    /// `vde://`, or no scheme.
-    Vde(VdeLocator),
+pub(crate) struct Target {
+    pub(crate) scheme: String,
+    pub(crate) argument: String,
+}
+
+impl Target {
+    /// Reads text that is no file's name and not empty by default; without a scheme it is `vde` (VDE fact 3.1).
+    fn new(text: &str) -> Self {
+        let (scheme, argument) = split_scheme(text);
+        Self { scheme: scheme.unwrap_or("vde").into(), argument: argument.into() }
+    }
 }
 
 /// Follows the default of an empty locator and a locator that is a file. `home` is `$HOME`.
 pub(crate) fn resolve(text: &str, home: Option<&OsStr>) -> Result<Target, OpenError> {
     if text.contains("://") {
-        return by_scheme(text);
+        return Ok(Target::new(text));
     }
     if !text.is_empty() {
-        return match first_line(Path::new(text))? {
-            Some(line) => by_scheme(&line),
-            None => by_scheme(text),
-        };
+        return Ok(match first_line(Path::new(text))? {
+            Some(line) => Target::new(&line),
+            None => Target::new(text),
+        });
     }
     for name in [".vdeplug/default", ".vde2/default.switch"] {
         let Some(path) = home.map(|home| Path::new(home).join(name)) else { break };
         if fs::symlink_metadata(&path).is_ok() {
             // The name is a path and nothing else: a home directory with `[` in it is no matter.
-            return match first_line(&path)? {
-                Some(line) => by_scheme(&line),
-                None => Ok(Target::Vde(VdeLocator::new(path))),
-            };
+            return Ok(match first_line(&path)? {
+                Some(line) => Target::new(&line),
+                None => Target::new(&VdeLocator::new(path).to_string()),
+            });
         }
     }
-    by_scheme("")
-}
-
-fn by_scheme(text: &str) -> Result<Target, OpenError> {
-    match split_scheme(text) {
-        (None | Some("vde"), argument) => Ok(Target::Vde(VdeLocator::parse(argument)?)),
-        (Some("null"), _) => Ok(Target::Null),
-        (Some(scheme), _) => {
-            Err(OpenError::UnsupportedScheme { locator: text.into(), scheme: scheme.into() })
-        }
-    }
+    Ok(Target::new(""))
 }
 
 /// The first line of a regular file, without its end; `None` when the name is anything else or nothing.
@@ -83,23 +79,20 @@ fn read_line(path: &Path) -> io::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::locator::Port;
 
-    fn vde(path: impl AsRef<Path>, port: Port) -> Target {
-        Target::Vde(VdeLocator { port, ..VdeLocator::new(path.as_ref()) })
+    fn target(scheme: &str, argument: impl AsRef<Path>) -> Target {
+        let argument = argument.as_ref().to_str().expect("ASCII").into();
+        Target { scheme: scheme.into(), argument }
     }
 
     #[test]
     fn resolve_by_scheme() {
-        let resolve = |text| resolve(text, None);
-        assert_eq!(resolve("null://").expect("known"), Target::Null);
-        assert_eq!(resolve("").expect("known"), vde("", Port::Any));
-        assert_eq!(resolve("vde:///nowhere/sw[3]").expect("known"), vde("/nowhere/sw", Port::Number(3)));
-        let error = resolve("vxlan://239.0.0.1").expect_err("unknown");
-        assert_eq!(
-            error.to_string(),
-            "\"vxlan://239.0.0.1\" has the scheme \"vxlan\", which is not supported; use vde://PATH[PORT] or null://"
-        );
+        let resolve = |text| resolve(text, None).expect("no file");
+        assert_eq!(resolve("null://"), target("null", ""));
+        assert_eq!(resolve(""), target("vde", ""));
+        assert_eq!(resolve("vde:///nowhere/sw[3]"), target("vde", "/nowhere/sw[3]"));
+        assert_eq!(resolve("/nowhere/sw[3]"), target("vde", "/nowhere/sw[3]"));
+        assert_eq!(resolve("vlan://5{vde:///nowhere}"), target("vlan", "5{vde:///nowhere}"));
     }
 
     #[test]
@@ -109,8 +102,8 @@ mod tests {
         fs::write(&inner, "null://").expect("write");
         fs::write(&outer, format!("{}\nnull://\n", inner.display())).expect("write");
         let resolve = |path: &Path| resolve(path.to_str().expect("ASCII"), None);
-        assert_eq!(resolve(&inner).expect("a scheme in a file"), Target::Null);
-        assert_eq!(resolve(&outer).expect("a path in a file"), vde(&inner, Port::Any));
+        assert_eq!(resolve(&inner).expect("a scheme in a file"), target("null", ""));
+        assert_eq!(resolve(&outer).expect("a path in a file"), target("vde", &inner));
         fs::write(&inner, b"\xff\n").expect("write");
         let error = resolve(&inner).expect_err("bytes in a file");
         let text = error.to_string();
@@ -124,6 +117,8 @@ mod tests {
         let dir = tempfile::Builder::new().prefix("a[b%41").tempdir().expect("temporary directory");
         let default = dir.path().join(".vdeplug/default");
         fs::create_dir_all(&default).expect("mkdir");
-        assert_eq!(resolve("", Some(dir.path().as_os_str())).expect("good"), vde(&default, Port::Any));
+        let target = resolve("", Some(dir.path().as_os_str())).expect("good");
+        assert_eq!(target.scheme, "vde");
+        assert_eq!(VdeLocator::parse(&target.argument).expect("escaped").path, default);
     }
 }

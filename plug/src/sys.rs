@@ -13,7 +13,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use crate::link::{PIECES_MAX, RxFrame, TxBuf};
+use crate::link::{PIECES_MAX, RxBuf, TxBuf};
 
 /// Frames per system call. The kernel's cost is per datagram; a larger batch would gain nothing and make the
 /// headers (64 bytes each) fall out of the first-level cache.
@@ -39,12 +39,17 @@ pub(crate) fn send_batch<'a>(
     usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }
 
-/// Receives into the frames, at most [`BATCH`], without waiting; sets their lengths and returns how many came.
-pub(crate) fn recv_batch(fd: BorrowedFd<'_>, frames: &mut [RxFrame<'_>]) -> io::Result<usize> {
+/// Receives into the rooms, at most [`BATCH`], without waiting; says how long the datagrams were, whole, and returns
+/// how many came.
+pub(crate) fn recv_batch<'a>(
+    fd: BorrowedFd<'_>,
+    rooms: impl Iterator<Item = &'a [RxBuf<'a>]> + Clone,
+    lens: &mut [usize; BATCH],
+) -> io::Result<usize> {
     let mut headers: Headers = [const { MaybeUninit::uninit() }; BATCH];
     let mut count = 0;
-    for (slot, frame) in headers.iter_mut().zip(frames.iter()) {
-        slot.write(header(frame.bufs.as_ptr().cast::<libc::iovec>(), frame.bufs.len().min(PIECES_MAX)));
+    for (slot, room) in headers.iter_mut().zip(rooms.clone()) {
+        slot.write(header(room.as_ptr().cast::<libc::iovec>(), room.len().min(PIECES_MAX)));
         count += 1;
     }
     // MSG_TRUNC makes the kernel report whole lengths, also of datagrams that did not fit.
@@ -55,12 +60,14 @@ pub(crate) fn recv_batch(fd: BorrowedFd<'_>, frames: &mut [RxFrame<'_>]) -> io::
         libc::recvmmsg(fd.as_raw_fd(), headers.as_mut_ptr().cast(), count, flags, std::ptr::null_mut())
     };
     let got = usize::try_from(got).map_err(|_| io::Error::last_os_error())?;
-    for (slot, frame) in headers.iter().zip(frames.iter_mut()).take(got) {
+    for ((slot, room), len) in headers.iter().zip(rooms).zip(lens).take(got) {
         // SAFETY: `got` is at most `count`, the number of initialised headers.
-        let len = unsafe { slot.assume_init_ref() }.msg_len as usize;
-        let unused = frame.bufs.len() > PIECES_MAX;
-        let room: usize = frame.bufs.iter().take(PIECES_MAX).map(|piece| piece.len()).sum();
-        frame.len = if unused && len > room { usize::MAX } else { len };
+        *len = unsafe { slot.assume_init_ref() }.msg_len as usize;
+        let used: usize = room.iter().take(PIECES_MAX).map(|piece| piece.len()).sum();
+        // In pieces that were not used there is no room.
+        if room.len() > PIECES_MAX && *len > used {
+            *len = usize::MAX;
+        }
     }
     Ok(got)
 }

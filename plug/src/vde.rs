@@ -12,8 +12,8 @@ mod data_socket;
 mod directory;
 mod request;
 
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -21,10 +21,11 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
 
+use crate::OpenOptions;
+use crate::datagram::{self, Framing};
 use crate::error::OpenError;
-use crate::link::{FRAME_MAX, FRAME_MIN, Link, LinkError, RxFrame, Sent, TxBuf};
+use crate::link::{FRAME_MAX, Link, LinkError, Meter, RxFrame, Sent, Stats, TxFrame};
 use crate::locator::{LocatorProblem, Port, VdeLocator};
-use crate::{OpenOptions, sys};
 
 use data_socket::{Access, DataSocket};
 use directory::Switch;
@@ -34,6 +35,8 @@ use directory::Switch;
 pub(crate) struct VdeLink {
     control: OwnedFd,
     data: OwnedFd,
+    framing: Framing,
+    meter: Meter,
 }
 
 /// How long the end of a link may wait for the switch, which takes well under a millisecond when it is well.
@@ -88,7 +91,7 @@ impl VdeLink {
 
         let switch = Switch::connect(&locator.path, port, options.timeout, deadline)?;
         let data = DataSocket::bind(switch.directory(), &access, switch.ctl())?;
-        let description = request::description(&options.description);
+        let description = request::description(&options.description, options.offloads);
         let request = request::encode(port, data.name(), &description);
         // One call, as the switch takes what one read brings for a whole request. An error says what the
         // end of the stream says below.
@@ -98,7 +101,11 @@ impl VdeLink {
         }
         let peer = read_answer(&switch, port, options.timeout, deadline)?;
         data.join(&switch.peer(&peer)?).map_err(|errno| switch.bad_peer(&peer, errno))?;
-        Ok(Self { control: switch.into_stream(), data: data.into_socket() })
+        // Only a node that was told of the big frames' word answers with this, and it sends
+        // headers from then on, so it is believed only where the word was said.
+        let big = options.offloads && peer.as_os_str().as_bytes().ends_with(request::BIG_SUFFIX);
+        let framing = if big { Framing::Header } else { Framing::Plain };
+        Ok(Self { control: switch.into_stream(), data: data.into_socket(), framing, meter: Meter::default() })
     }
 }
 
@@ -145,38 +152,6 @@ fn retry<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
     }
 }
 
-/// What a failed call on the data socket means.
-enum Failure {
-    /// Nothing can be done now.
-    Again,
-    /// A signal came first.
-    Interrupted,
-    /// The frame is at fault, not the link.
-    Frame,
-    /// The link is at its end.
-    Link(LinkError),
-}
-
-impl From<io::Error> for Failure {
-    fn from(error: io::Error) -> Self {
-        match Errno::from_io_error(&error) {
-            Some(Errno::AGAIN | Errno::NOBUFS) => Self::Again,
-            Some(Errno::INTR) => Self::Interrupted,
-            // The memory of a guest may go at any time (FAULT).
-            Some(Errno::MSGSIZE | Errno::FAULT) => Self::Frame,
-            Some(Errno::CONNREFUSED | Errno::CONNRESET | Errno::NOTCONN | Errno::PIPE) => {
-                Self::Link(LinkError::Closed)
-            }
-            _ => Self::Link(LinkError::Io(error)),
-        }
-    }
-}
-
-fn is_frame(pieces: &[TxBuf<'_>]) -> bool {
-    let len = pieces.iter().fold(0, |sum: usize, piece| sum.saturating_add(piece.len()));
-    (FRAME_MIN..=FRAME_MAX).contains(&len)
-}
-
 impl Drop for VdeLink {
     /// Ends the plug and waits, briefly, until the switch has seen it. When Debian's vde_switch sees the end
     /// of one plug after it accepted another and before it read that one's request, it later forgets to free
@@ -211,54 +186,16 @@ impl Link for VdeLink {
         FRAME_MAX
     }
 
-    fn send(&self, frames: &[&[TxBuf<'_>]]) -> Result<Sent, LinkError> {
-        let mut done = Sent::default();
-        while let Some(rest) = frames.get(done.taken..).filter(|rest| !rest.is_empty()) {
-            let Some(bad_count) = rest.iter().position(|pieces| is_frame(pieces)) else {
-                done.dropped += rest.len();
-                done.taken = frames.len();
-                break;
-            };
-            done.taken += bad_count;
-            done.dropped += bad_count;
-            // A run of good frames up to the next bad one, which is rare, or to the size of a batch.
-            let run = rest.iter().copied().skip(bad_count).take_while(|pieces| is_frame(pieces));
-            match sys::send_batch(self.data_fd(), run).map_err(Failure::from) {
-                Ok(sent) => done.taken += sent,
-                Err(Failure::Again) => break,
-                Err(Failure::Interrupted) => {}
-                Err(Failure::Frame) => {
-                    done.taken += 1;
-                    done.dropped += 1;
-                }
-                Err(Failure::Link(error)) => return Err(error),
-            }
-        }
-        Ok(done)
+    fn send(&self, frames: &[TxFrame<'_>]) -> Result<Sent, LinkError> {
+        datagram::send(self.data.as_fd(), self.framing, FRAME_MAX, frames, &self.meter)
     }
 
     fn recv(&self, frames: &mut [RxFrame<'_>]) -> Result<usize, LinkError> {
-        let mut done = 0;
-        // Each turn that is not the last takes a datagram from the queue or follows a signal, so a hostile
-        // sender can keep this going for no more than the turns that are allowed here.
-        for _ in 0..=frames.len() {
-            let Some(rest) = frames.get_mut(done..).filter(|rest| !rest.is_empty()) else { break };
-            let asked = rest.len().min(sys::BATCH);
-            match sys::recv_batch(self.data.as_fd(), rest).map_err(Failure::from) {
-                Ok(got) => {
-                    done += got;
-                    if got < asked {
-                        break;
-                    }
-                }
-                Err(Failure::Again) => break,
-                // The kernel discards a datagram whose memory it cannot write.
-                Err(Failure::Interrupted | Failure::Frame) => {}
-                Err(Failure::Link(_)) if done > 0 => break,
-                Err(Failure::Link(error)) => return Err(error),
-            }
-        }
-        Ok(done)
+        datagram::recv(self.data.as_fd(), self.framing, frames, &self.meter)
+    }
+
+    fn stats(&self) -> Stats {
+        self.meter.stats()
     }
 
     fn check_control(&self) -> Result<(), LinkError> {

@@ -30,12 +30,14 @@ pub struct Queue {
     pub call: Option<OwnedFd>,
     pub enabled: bool,
     pub accepted: Accepted,
+    /// Segments of the frame at the front of the ring that its link took already.
+    pub segments_sent: usize,
 }
 
 impl Queue {
     pub fn new(start: Start) -> Self {
         let Start { ring, kick, call, enabled, features } = start;
-        Self { ring, kick, call, enabled, accepted: Accepted::new(features) }
+        Self { ring, kick, call, enabled, accepted: Accepted::new(features), segments_sent: 0 }
     }
 
     /// Takes chains into the window; a broken ring counts as an empty one. The guest can break it as often as it resets the

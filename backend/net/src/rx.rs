@@ -11,11 +11,10 @@
 //! too short. That keeps the chains used up in order, and so costs nothing in the usual case.
 
 use vdeplug::link::FRAME_MIN;
-use vdeplug::{Link, LinkError, RxBuf, RxFrame};
+use vdeplug::{Header, Link, LinkError, RxBuf, RxFrame};
 use vring::buf::write_chain;
 
 use crate::counters::Counters;
-use crate::header;
 use crate::lend;
 use crate::queue::Queue;
 
@@ -116,7 +115,7 @@ fn receive(
         let end = ends.get(chain).copied().unwrap_or(0).max(start);
         let bufs = pieces.get(start..end).unwrap_or_default();
         start = end;
-        RxFrame { bufs, len: 0 }
+        RxFrame::new(bufs)
     });
     let result = link.recv(frames.get_mut(..room).unwrap_or_default());
     for (len, frame) in lens.iter_mut().zip(&frames) {
@@ -164,7 +163,7 @@ fn deliver(
             buffers = buffers.saturating_add(1);
         }
     }
-    let header = header::plain_rx(buffers);
+    let header = Header::NONE.encode(buffers);
     write_chain(queue.ring.bufs(chain), 0, header.get(..header_len).unwrap_or_default());
     queue.ring.complete(chain, used_len(header_len + written));
     let mut rest = spilt;

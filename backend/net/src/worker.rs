@@ -212,7 +212,7 @@ impl State {
             turn: 0,
             starved: false,
             blocked: None,
-            tx_scratch: tx::Scratch::new(),
+            tx_scratch: tx::Scratch::default(),
             rx_scratch: rx::Scratch::new(),
             up: Vec::new(),
         })

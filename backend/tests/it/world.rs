@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use vdeplug::{Link, OpenOptions, RxBuf, RxFrame, TxBuf};
+use vdeplug::{Link, OpenOptions, RxBuf, RxFrame, TxBuf, TxFrame};
 
 pub const LIMIT: Duration = Duration::from_secs(20);
 
@@ -71,7 +71,7 @@ pub struct Station(Arc<dyn Link>);
 impl Station {
     pub fn send(&self, frame: &[u8]) {
         wait_for("room in the switch", || {
-            (self.0.send(&[&[TxBuf::new(frame)]]).unwrap().taken == 1).then_some(())
+            (self.0.send(&[TxFrame::new(&[TxBuf::new(frame)])]).unwrap().taken == 1).then_some(())
         });
     }
 
@@ -83,7 +83,7 @@ impl Station {
         poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&wait)).unwrap();
         let mut bytes = vec![0; 2048];
         let room = [RxBuf::new(&mut bytes)];
-        let mut frame = [RxFrame { bufs: &room, len: 0 }];
+        let mut frame = [RxFrame::new(&room)];
         let count = self.0.recv(&mut frame).unwrap();
         let len = frame[0].len;
         bytes.truncate(len);

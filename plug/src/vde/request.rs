@@ -21,15 +21,21 @@ const DESCRIPTION_MAX: usize = 127;
 /// Length of the answer: one `sockaddr_un`.
 pub(super) const ANSWER_LEN: usize = 2 + SUN_PATH_LEN;
 
+/// The word at the end of a description by which a client of this project says that it takes big frames.
+const BIG_WORD: &str = " gso=1";
+/// The end of the name of a data socket by which a node of this project says that both will exchange big frames.
+pub(crate) const BIG_SUFFIX: &[u8] = b"+gso";
+
 /// What the switch shows for this plug: the caller's text, who we are, and where a remote user comes from.
-pub(super) fn description(text: &str) -> String {
+/// `big`: we take big frames.
+pub(super) fn description(text: &str, big: bool) -> String {
     let uid = rustix::process::geteuid().as_raw();
     let user = sys::user_name(uid).unwrap_or_else(|| uid.to_string());
     let ssh = std::env::var("SSH_CLIENT").ok();
-    describe(text, &user, std::process::id(), ssh.as_deref())
+    describe(text, &user, std::process::id(), ssh.as_deref(), big)
 }
 
-fn describe(text: &str, user: &str, pid: u32, ssh: Option<&str>) -> String {
+fn describe(text: &str, user: &str, pid: u32, ssh: Option<&str>, big: bool) -> String {
     let mut whole = format!("{text} user={user} pid={pid}");
     if let Some(address) = ssh.and_then(|ssh| ssh.split_whitespace().next()) {
         whole.push_str(" SSH=");
@@ -37,9 +43,11 @@ fn describe(text: &str, user: &str, pid: u32, ssh: Option<&str>) -> String {
     }
     // A switch prints this as part of a line.
     let mut whole = whole.replace(char::is_control, " ");
-    let end = (0..=DESCRIPTION_MAX.min(whole.len())).rfind(|&at| whole.is_char_boundary(at));
+    // Whatever the text is, the word has to be there whole.
+    let word = if big { BIG_WORD } else { "" };
+    let end = (0..=(DESCRIPTION_MAX - word.len()).min(whole.len())).rfind(|&at| whole.is_char_boundary(at));
     whole.truncate(end.unwrap_or(0));
-    whole
+    whole + word
 }
 
 /// The request, to be sent by one call. The name of the data socket fits by construction of that socket.
@@ -81,11 +89,13 @@ mod tests {
 
     #[test]
     fn describe_cuts_between_characters() {
-        assert_eq!(describe("x", "u", 7, None), "x user=u pid=7");
-        assert_eq!(describe("x", "u", 7, Some("10.1.2.3 5 22")), "x user=u pid=7 SSH=10.1.2.3");
-        assert_eq!(describe("a\nb", "u", 7, Some("")), "a b user=u pid=7");
-        assert_eq!(describe(&"a".repeat(200), "u", 7, None).len(), 127);
-        assert_eq!(describe(&"é".repeat(100), "u", 7, None).len(), 126);
+        assert_eq!(describe("x", "u", 7, None, false), "x user=u pid=7");
+        assert_eq!(describe("x", "u", 7, Some("10.1.2.3 5 22"), false), "x user=u pid=7 SSH=10.1.2.3");
+        assert_eq!(describe("a\nb", "u", 7, Some(""), false), "a b user=u pid=7");
+        assert_eq!(describe(&"a".repeat(200), "u", 7, None, false).len(), 127);
+        assert_eq!(describe(&"é".repeat(100), "u", 7, None, false).len(), 126);
+        let big = describe(&"a".repeat(200), "u", 7, None, true);
+        assert!(big.len() == 127 && big.ends_with("a gso=1"));
     }
 
     #[test]

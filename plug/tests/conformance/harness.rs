@@ -16,7 +16,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Gid, Signal, Uid};
 use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 use tempfile::TempDir;
-use vdeplug::{Link, OpenOptions, RxBuf, RxFrame, TxBuf};
+use vdeplug::{Link, OpenOptions, RxBuf, RxFrame, TxBuf, TxFrame};
 
 /// Longest wait for something that should happen at once, on a machine that is busy with other tests.
 pub const LONG: Duration = Duration::from_secs(20);
@@ -314,7 +314,7 @@ pub fn in_child(test: &str, prepare: impl FnOnce(Command) -> Command, body: impl
 
 /// Sends one frame, which has to go.
 pub fn send(link: &dyn Link, frame: &[u8]) {
-    let sent = link.send(&[&[TxBuf::new(frame)]]).expect("a living link");
+    let sent = link.send(&[TxFrame::new(&[TxBuf::new(frame)])]).expect("a living link");
     assert_eq!((sent.taken, sent.dropped), (1, 0), "a frame of {} bytes", frame.len());
 }
 
@@ -323,7 +323,7 @@ pub fn receive(link: &dyn Link) -> Vec<u8> {
     assert!(readable(link.data_fd()), "no frame came");
     let mut room = [0; 10_000];
     let bufs = [RxBuf::new(&mut room)];
-    let mut frames = [RxFrame { bufs: &bufs, len: 0 }];
+    let mut frames = [RxFrame::new(&bufs)];
     assert_eq!(link.recv(&mut frames).expect("a living link"), 1);
     let len = frames[0].len;
     room[..len].to_vec()

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::Signal;
-use vdeplug::{LinkError, RxBuf, RxFrame, Sent, TxBuf};
+use vdeplug::{LinkError, RxBuf, RxFrame, Sent, TxBuf, TxFrame};
 
 use crate::harness::{Act, FakeSwitch, RealSwitch, broadcast, open, receive, send, until};
 
@@ -73,13 +73,17 @@ fn send_drops_what_is_no_frame_and_goes_on() {
     let crumbs: Vec<_> = good.iter().map(std::slice::from_ref).map(TxBuf::new).cycle().take(2000).collect();
     let (whole, long, short) = ([TxBuf::new(&good)], [TxBuf::new(&long)], [TxBuf::new(&short)]);
     let batch: [&[TxBuf<'_>]; 8] = [&short, &whole, &long, &[], &parts, &crumbs, &whole, &short];
-    assert_eq!(link.send(&batch).expect("alive"), Sent { taken: 8, dropped: 5 });
+    let sent = link.send(&batch.map(TxFrame::new)).expect("alive");
+    assert_eq!(sent, Sent { taken: 8, dropped: 5, ..Sent::default() });
     let mut room = [0; 100];
     for _ in 0..3 {
         assert_eq!(peer.recv(&mut room).expect("a frame"), 60);
         assert_eq!(room[..60], good);
     }
-    assert_eq!(link.send(&[&short, &long]).expect("alive"), Sent { taken: 2, dropped: 2 });
+    assert_eq!(
+        link.send(&[TxFrame::new(&short), TxFrame::new(&long)]).expect("alive"),
+        Sent { taken: 2, dropped: 2, ..Sent::default() }
+    );
     assert_eq!(link.send(&[]).expect("alive"), Sent::default());
 }
 
@@ -96,7 +100,7 @@ fn recv_batches_and_reports_whole_lengths() {
     let split = [RxBuf::new(&mut head), RxBuf::new(&mut tail)];
     let (one_buf, two_buf, three_buf) =
         ([RxBuf::new(&mut one)], [RxBuf::new(&mut two)], [RxBuf::new(&mut three)]);
-    let mut frames = [&split[..], &one_buf, &two_buf, &three_buf, &[]].map(|bufs| RxFrame { bufs, len: 0 });
+    let mut frames = [&split[..], &one_buf, &two_buf, &three_buf, &[]].map(RxFrame::new);
     assert_eq!(link.recv(&mut frames).expect("alive"), 4);
     assert_eq!(frames.each_ref().map(|frame| frame.len), [60, 0, 1, 300, 0]);
     assert_eq!(link.recv(&mut frames).expect("alive"), 0);
@@ -112,8 +116,8 @@ fn long_batches_keep_order() {
     let peer = fake.seen().peer.expect("answered");
     let frames: Vec<_> = (0..150).map(|from| broadcast(from, 60)).collect();
     let pieces: Vec<_> = frames.iter().map(|frame| [TxBuf::new(frame)]).collect();
-    let batch: Vec<&[TxBuf<'_>]> = pieces.iter().map(|pieces| &pieces[..]).collect();
-    assert_eq!(link.send(&batch).expect("alive"), Sent { taken: 150, dropped: 0 });
+    let batch: Vec<_> = pieces.iter().map(|pieces| TxFrame::new(pieces)).collect();
+    assert_eq!(link.send(&batch).expect("alive"), Sent { taken: 150, ..Sent::default() });
     let mut room = [0; 100];
     for frame in &frames {
         let got = peer.recv(&mut room).expect("a frame");
@@ -122,7 +126,7 @@ fn long_batches_keep_order() {
     }
     let mut rooms = vec![[0; 60]; 200];
     let bufs: Vec<_> = rooms.iter_mut().map(|room| [RxBuf::new(room)]).collect();
-    let mut back: Vec<_> = bufs.iter().map(|bufs| RxFrame { bufs, len: 0 }).collect();
+    let mut back: Vec<_> = bufs.iter().map(|bufs| RxFrame::new(bufs)).collect();
     assert_eq!(link.recv(&mut back).expect("alive"), 150);
     assert!(rooms.iter().zip(&frames).all(|(room, frame)| room[..] == frame[..]));
 }
@@ -134,7 +138,7 @@ fn slow_switch_takes_some_and_never_blocks() {
     switch.signal(Signal::STOP);
     let frame = broadcast(1, 1000);
     let pieces = [TxBuf::new(&frame)];
-    let batch = [&pieces[..]; 1000];
+    let batch = [TxFrame::new(&pieces); 1000];
     let start = Instant::now();
     let sent = link.send(&batch).expect("alive");
     assert!((1..1000).contains(&sent.taken) && sent.dropped == 0, "{sent:?}");
@@ -159,7 +163,7 @@ fn data_fd_of_a_dead_switch_is_not_readable() {
     assert_eq!(poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).expect("poll"), 0);
     let mut room = [0; 60];
     let bufs = [RxBuf::new(&mut room)];
-    assert_eq!(link.recv(&mut [RxFrame { bufs: &bufs, len: 0 }]).expect("quiet"), 0);
+    assert_eq!(link.recv(&mut [RxFrame::new(&bufs)]).expect("quiet"), 0);
     let frame = broadcast(1, 60);
-    assert!(matches!(link.send(&[&[TxBuf::new(&frame)]]), Err(LinkError::Closed)));
+    assert!(matches!(link.send(&[TxFrame::new(&[TxBuf::new(&frame)])]), Err(LinkError::Closed)));
 }

@@ -1,0 +1,201 @@
+//! Frames over a datagram socket, one per datagram: what most links have in common.
+//!
+//! On some sockets every datagram begins with a [`Header`] and the frame behind it may be one that is still to be
+//! segmented: a packet socket, and a VDE socket between two programs of this project. On all others a frame goes
+//! as it will be on the wire; what its header asks for is done here (module `soft`).
+
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use offload::Header;
+use rustix::io::Errno;
+
+use crate::link::{
+    BIG_FRAME_MAX, FRAME_MIN, LinkError, Meter, PIECES_MAX, RxBuf, RxFrame, Sent, TxBuf, TxFrame,
+};
+use crate::{soft, sys};
+
+/// What a datagram of a socket holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Framing {
+    /// A frame.
+    Plain,
+    /// A header, and a frame that may be still to be segmented.
+    Header,
+}
+
+/// What a failed call on a data socket means.
+pub(crate) enum Failure {
+    /// Nothing can be done now.
+    Again,
+    /// A signal came first.
+    Interrupted,
+    /// The frame is at fault, not the link.
+    Frame,
+    /// The link is at its end.
+    Link(LinkError),
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        match Errno::from_io_error(&error) {
+            Some(Errno::AGAIN | Errno::NOBUFS) => Self::Again,
+            Some(Errno::INTR) => Self::Interrupted,
+            // The memory of a guest may go at any time (FAULT); a kernel refuses a header that does not fit its
+            // frame (INVAL).
+            Some(Errno::MSGSIZE | Errno::FAULT | Errno::INVAL) => Self::Frame,
+            Some(Errno::CONNREFUSED | Errno::CONNRESET | Errno::NOTCONN | Errno::PIPE) => {
+                Self::Link(LinkError::Closed)
+            }
+            _ => Self::Link(LinkError::Io(error)),
+        }
+    }
+}
+
+/// Whether a frame can be sent by a link whose complete frames have at most `max_frame` bytes.
+pub(crate) fn is_frame(frame: &TxFrame<'_>, max_frame: usize) -> bool {
+    let max = if frame.header.is_done() { max_frame } else { BIG_FRAME_MAX };
+    frame.bufs.len() <= PIECES_MAX && (FRAME_MIN..=max).contains(&frame.len())
+}
+
+/// [`Link::send`](crate::Link::send) over such a socket, whose complete frames have at most `max_frame` bytes.
+pub(crate) fn send(
+    fd: BorrowedFd<'_>,
+    framing: Framing,
+    max_frame: usize,
+    frames: &[TxFrame<'_>],
+    meter: &Meter,
+) -> Result<Sent, LinkError> {
+    let mut done = Sent::default();
+    while let Some(rest) = frames.get(done.taken..).filter(|rest| !rest.is_empty()) {
+        let good = |frame: &&TxFrame<'_>| is_frame(frame, max_frame);
+        let bad_count = rest.iter().take_while(|frame| !good(frame)).count();
+        done.taken += bad_count;
+        done.dropped += bad_count;
+        // A run of good frames up to the next bad one, which is rare, or to the size of a batch.
+        let run = rest.iter().skip(bad_count).take_while(good).take(sys::BATCH);
+        let sent = match framing {
+            Framing::Header => send_with_headers(fd, run),
+            Framing::Plain => {
+                let complete = run.clone().take_while(|frame| frame.header.is_done());
+                match (run.clone().next(), complete.clone().next()) {
+                    (None, _) => continue,
+                    (Some(first), None) => match soft::send(fd, first, max_frame)? {
+                        soft::Outcome::Sent => Ok(1),
+                        soft::Outcome::Dropped => Err(Failure::Frame),
+                        soft::Outcome::Again(segments) => {
+                            done.segments = segments;
+                            Err(Failure::Again)
+                        }
+                    },
+                    _ => sys::send_batch(fd, complete.map(|frame| frame.bufs)).map_err(Failure::from),
+                }
+            }
+        };
+        match sent {
+            Ok(sent) => {
+                let bytes = rest.iter().skip(bad_count).take(sent).map(TxFrame::len).sum();
+                meter.sent(sent, bytes, 0);
+                done.taken += sent;
+            }
+            Err(Failure::Again) => break,
+            Err(Failure::Interrupted) => {}
+            Err(Failure::Frame) => {
+                done.taken += 1;
+                done.dropped += 1;
+            }
+            Err(Failure::Link(error)) => return Err(error),
+        }
+    }
+    meter.sent(0, 0, done.dropped);
+    Ok(done)
+}
+
+fn send_with_headers<'a>(
+    fd: BorrowedFd<'_>,
+    frames: impl Iterator<Item = &'a TxFrame<'a>> + Clone,
+) -> Result<usize, Failure> {
+    let headers: Vec<[u8; Header::LEN]> = frames.clone().map(|frame| frame.header.encode(0)).collect();
+    let mut pieces = Vec::with_capacity(4 * headers.len());
+    let mut bounds = Vec::with_capacity(headers.len());
+    for (header, frame) in headers.iter().zip(frames) {
+        let start = pieces.len();
+        pieces.push(TxBuf::new(header));
+        pieces.extend_from_slice(frame.bufs);
+        bounds.push((start, pieces.len()));
+    }
+    let datagrams = bounds.iter().map(|&(start, end)| pieces.get(start..end).unwrap_or_default());
+    Ok(sys::send_batch(fd, datagrams)?)
+}
+
+/// [`Link::recv`](crate::Link::recv) over such a socket.
+pub(crate) fn recv(
+    fd: BorrowedFd<'_>,
+    framing: Framing,
+    frames: &mut [RxFrame<'_>],
+    meter: &Meter,
+) -> Result<usize, LinkError> {
+    let mut done = 0;
+    // Each turn that is not the last takes a datagram from the queue or follows a signal, so a hostile
+    // sender can keep this going for no more than the turns that are allowed here.
+    for _ in 0..=frames.len() {
+        let Some(rest) = frames.get_mut(done..).filter(|rest| !rest.is_empty()) else { break };
+        let asked = rest.len().min(sys::BATCH);
+        let got = match framing {
+            Framing::Plain => recv_plain(fd, rest),
+            Framing::Header => recv_with_headers(fd, rest),
+        };
+        match got {
+            Ok(got) => {
+                count(rest.get(..got).unwrap_or_default(), meter);
+                done += got;
+                if got < asked {
+                    break;
+                }
+            }
+            Err(Failure::Again) => break,
+            // The kernel discards a datagram whose memory it cannot write.
+            Err(Failure::Interrupted | Failure::Frame) => {}
+            Err(Failure::Link(_)) if done > 0 => break,
+            Err(Failure::Link(error)) => return Err(error),
+        }
+    }
+    Ok(done)
+}
+
+fn recv_plain(fd: BorrowedFd<'_>, frames: &mut [RxFrame<'_>]) -> Result<usize, Failure> {
+    let mut lens = [0; sys::BATCH];
+    let got = sys::recv_batch(fd, frames.iter().map(|frame| frame.bufs), &mut lens)?;
+    for (frame, len) in frames.iter_mut().zip(lens).take(got) {
+        (frame.header, frame.len) = (Header::NONE, len);
+    }
+    Ok(got)
+}
+
+fn recv_with_headers(fd: BorrowedFd<'_>, frames: &mut [RxFrame<'_>]) -> Result<usize, Failure> {
+    let mut headers = [[0; Header::LEN]; sys::BATCH];
+    let mut lens = [0; sys::BATCH];
+    let mut pieces = Vec::with_capacity(4 * frames.len().min(sys::BATCH));
+    let mut bounds = [(0, 0); sys::BATCH];
+    for ((header, frame), bounds) in headers.iter_mut().zip(frames.iter()).zip(&mut bounds) {
+        bounds.0 = pieces.len();
+        pieces.push(RxBuf::new(header));
+        frame.lend_again(&mut pieces);
+        bounds.1 = pieces.len();
+    }
+    let rooms =
+        bounds.iter().take(frames.len()).map(|&(start, end)| pieces.get(start..end).unwrap_or_default());
+    let got = sys::recv_batch(fd, rooms, &mut lens)?;
+    for ((frame, header), len) in frames.iter_mut().zip(headers).zip(lens).take(got) {
+        // What is too short for a header is too short for a frame.
+        (frame.header, frame.len) = (Header::decode(&header), len.saturating_sub(Header::LEN));
+    }
+    Ok(got)
+}
+
+/// Counts received frames.
+fn count(frames: &[RxFrame<'_>], meter: &Meter) {
+    let good = frames.iter().filter(|frame| (FRAME_MIN..=BIG_FRAME_MAX).contains(&frame.len));
+    let (good_count, bytes) = good.fold((0, 0), |(count, bytes), frame| (count + 1, bytes + frame.len));
+    meter.received(good_count, bytes, frames.len() - good_count);
+}
