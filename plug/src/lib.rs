@@ -96,6 +96,9 @@ pub fn open(locator: &str, options: &OpenOptions) -> Result<Arc<dyn Link>, OpenE
     Ok(match scheme.as_str() {
         "vde" => Arc::new(vde::VdeLink::open(&VdeLocator::parse(&argument)?, options)?),
         "null" => Arc::new(null::NullLink::open()?),
-        _ => return Err(OpenError::UnsupportedScheme { locator: locator.into(), scheme }),
+        _ => {
+            locator::check_nested(&argument)?;
+            return Err(OpenError::UnsupportedScheme { locator: locator.into(), scheme });
+        }
     })
 }

@@ -125,6 +125,39 @@ fn display_survives_commas_and_shells() {
     assert_eq!(VdeLocator::default().to_string(), "vde://");
 }
 
+#[test]
+fn nested_is_between_the_outer_braces() {
+    for (text, inner) in [
+        ("5{/t/sw}", Some("/t/sw")),
+        ("5/t=1{vlan://6{/t/sw[2]}}", Some("vlan://6{/t/sw[2]}")),
+        ("{}", Some("")),
+        ("{/t/sw}junk", Some("/t/sw")),
+        ("'a{'{/t/s%7b}", Some("/t/s%7b")),
+        ("a%7b", None),
+        ("///host=x", None),
+        ("", None),
+    ] {
+        assert_eq!(nested(text).expect(text), inner, "{text}");
+    }
+    nested("{it's}").expect_err("the quote reaches over the brace");
+}
+
+#[test]
+fn check_nested_points_at_the_word() {
+    check_nested("5{vlan://6{/t/sw[2/mode=0600]}}").expect("good");
+    for (text, at, message) in [
+        ("5{/t/sw", 2, "has no end"),
+        ("5}{/t/sw", 3, "has no end"),
+        ("5/t/sw}", 7, "no locator ends at this brace"),
+        ("5{vlan://6{/t/sw[zzz=1]}}", 7, "there is no option \"zzz\""),
+        ("5{agno://{'}}", 2, "this quote is never closed"),
+    ] {
+        let error = check_nested(text).expect_err(text);
+        assert!(error.to_string().contains(message), "{error}");
+        assert_eq!(error.at, at, "{error}");
+    }
+}
+
 fn any_port() -> impl Strategy<Value = Port> {
     prop_oneof![
         Just(Port::Any),
@@ -150,6 +183,26 @@ proptest! {
         if let Err(error) = VdeLocator::parse(&text) {
             prop_assert!(error.at >= 1 && error.at <= text.chars().count(), "{error}");
         }
+    }
+
+    #[test]
+    fn nested_any_text_returns(text in r#"[a5:/{}%'"\[\]\\]{0,24}"#) {
+        if let Err(error) = check_nested(&text) {
+            prop_assert!(error.at >= 1 && error.at <= error.text.chars().count(), "{error}");
+        }
+    }
+
+    #[test]
+    fn nested_of_any_depth_is_found(depth in 0..100_usize, name in "[a-z/]{1,8}") {
+        let mut text = name.clone();
+        for _ in 0..depth {
+            text = format!("vlan://1{{{text}}}");
+        }
+        let mut left = text.as_str();
+        for _ in 0..depth {
+            left = nested(left).expect("closed").expect("nested");
+        }
+        prop_assert_eq!(left, name);
     }
 
     #[test]
