@@ -150,7 +150,7 @@ fn check_nested_points_at_the_word() {
         ("5}{/t/sw", 3, "has no end"),
         ("5/t/sw}", 7, "no locator ends at this brace"),
         ("5{vlan://6{/t/sw[zzz=1]}}", 7, "there is no option \"zzz\""),
-        ("5{agno://{'}}", 2, "this quote is never closed"),
+        ("5{agno://{'}}", 11, "this quote is never closed"),
     ] {
         let error = check_nested(text).expect_err(text);
         assert!(error.to_string().contains(message), "{error}");
