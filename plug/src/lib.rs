@@ -23,6 +23,7 @@ pub mod locator;
 mod null;
 mod resolve;
 mod soft;
+pub mod stream;
 mod sys;
 mod vde;
 
