@@ -21,6 +21,14 @@ impl Sum {
         self.odd ^= bytes.len() % 2 == 1;
     }
 
+    /// Adds what another sum was made of, as if its bytes had been added here.
+    pub fn join(&mut self, other: Self) {
+        let sum = fold(other.total);
+        let sum = if self.odd { sum.swap_bytes() } else { sum };
+        self.total = u64::from(fold(self.total + u64::from(sum)));
+        self.odd ^= other.odd;
+    }
+
     /// The checksum to store, in the byte order of memory. 0 is never returned: it means "no checksum" in UDP, and
     /// 0xffff is the same number everywhere else.
     pub fn finish(self) -> [u8; 2] {
@@ -106,6 +114,23 @@ mod tests {
             let whole = reference(&pieces.concat());
             let expected = if whole == 0 { 0xffff } else { whole };
             prop_assert_eq!(u16::from_be_bytes(sum.finish()), expected);
+        }
+
+        #[test]
+        fn joined_sums_are_the_sum_of_the_whole(
+            first in prop::collection::vec(any::<u8>(), 0..70),
+            second in prop::collection::vec(any::<u8>(), 0..70),
+            third in prop::collection::vec(any::<u8>(), 0..70),
+        ) {
+            let mut sum = Sum::default();
+            for piece in [&first, &second, &third] {
+                let mut part = Sum::default();
+                part.add(piece);
+                sum.join(part);
+            }
+            let mut whole = Sum::default();
+            whole.add(&[first, second, third].concat());
+            prop_assert_eq!(sum.finish(), whole.finish());
         }
     }
 }
