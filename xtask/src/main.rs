@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `demo` | two guests on a switch through `vdeq`, next to QEMU's own `-netdev vde` |
 //! | `test` | everything: packages, programs, guests, all tests |
+//! | `bench` | how fast frames pass, ours beside Debian's (`bench/`, `docs/bench.md`) |
 //! | `deps` | installs what the demo and the tests need (`deps/`) |
 //! | `image` | builds the test guests from Debian packages (`image/`, recipe in `images/`) |
 //!
@@ -12,6 +13,7 @@
 
 #![forbid(unsafe_code)]
 
+mod bench;
 mod demo;
 mod deps;
 mod image;
@@ -25,7 +27,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Demo, tests, test guests and what they need.
+/// Demo, tests, figures, test guests and what they need.
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 struct Cli {
@@ -39,6 +41,8 @@ enum Command {
     Demo(demo::Args),
     /// Run all tests
     Test(test::Args),
+    /// Measure, and show the figures side by side
+    Bench(bench::Args),
     /// Install the Debian packages that demo and tests need, and unpack QEMU 7.2 under target/
     Deps(deps::Args),
     /// Build the test guests: target/image/6.1 and target/image/6.12
@@ -49,6 +53,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Demo(args) => demo::run(&args),
         Command::Test(args) => test::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Deps(args) => step::timed("packages", || deps::run(&args)),
         Command::Image(args) => step::timed("test guests", || image::run(&args)),
     };

@@ -13,8 +13,8 @@ pub fn cargo(words: &[&str]) -> Command {
     command
 }
 
-/// Builds everything that is delivered: all of the workspace but the two crates that only serve its development.
+/// Builds everything that is delivered: all of the workspace but the crates that only serve its development.
 pub fn build() -> Result<()> {
-    let delivered = ["--workspace", "--exclude", "xtask", "--exclude", "vde-tests"];
+    let delivered = ["--workspace", "--exclude", "xtask", "--exclude", "vde-tests", "--exclude", "vde-bench"];
     step::run(cargo(&["build", "--release", "--locked"]).args(delivered))
 }

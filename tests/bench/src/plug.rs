@@ -1,0 +1,47 @@
+//! An end by our crate.
+
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use anyhow::Result;
+use vdeplug::{Link, OpenOptions, RxBuf, RxFrame, TxBuf, TxFrame};
+
+use crate::frame::Frame;
+use crate::{BATCH, End, ROOM};
+
+/// A link, and room for a batch of frames, which lives as long as the process.
+pub struct Plug {
+    link: Arc<dyn Link>,
+    rooms: Vec<RxFrame<'static>>,
+}
+
+impl Plug {
+    /// Opens a link, with big frames if both sides can.
+    pub fn open(locator: &str, offloads: bool) -> Result<Self> {
+        let options = OpenOptions { description: "vde-load".into(), offloads, ..OpenOptions::default() };
+        let link = vdeplug::open(locator, &options)?;
+        let memory = Vec::leak(vec![0; BATCH * ROOM]);
+        let bufs: Vec<RxBuf<'static>> = memory.chunks_exact_mut(ROOM).map(RxBuf::new).collect();
+        let rooms = Vec::leak(bufs).chunks_exact(1).map(RxFrame::new).collect();
+        Ok(Self { link, rooms })
+    }
+}
+
+impl End for Plug {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.link.data_fd()
+    }
+
+    fn send(&mut self, frame: &Frame, count: usize) -> Result<usize> {
+        let pieces = [TxBuf::new(frame.bytes())];
+        let frame = TxFrame { bufs: &pieces, header: frame.header(), segments: 0 };
+        let frames = [frame; BATCH];
+        // What the link drops by itself shows as loss at the other end.
+        Ok(self.link.send(&frames[..count])?.taken)
+    }
+
+    fn recv(&mut self) -> Result<(usize, usize)> {
+        let got = self.link.recv(&mut self.rooms)?;
+        Ok((got, self.rooms[..got].iter().map(|frame| frame.len).sum()))
+    }
+}
