@@ -13,7 +13,8 @@ use rustix::io::Errno;
 use crate::link::{
     BIG_FRAME_MAX, FRAME_MIN, LinkError, Meter, PIECES_MAX, RxBuf, RxFrame, Sent, TxBuf, TxFrame,
 };
-use crate::{soft, sys};
+use crate::soft::{self, Reached};
+use crate::sys;
 
 /// What a datagram of a socket holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,48 +68,51 @@ pub(crate) fn send(
     meter: &Meter,
 ) -> Result<Sent, LinkError> {
     let mut done = Sent::default();
+    // Segments of the frame at the front that went already.
+    let segments = |taken: usize| frames.get(taken).map_or(0, |frame| frame.segments);
+    done.segments = segments(0);
     while let Some(rest) = frames.get(done.taken..).filter(|rest| !rest.is_empty()) {
         let good = |frame: &&TxFrame<'_>| is_frame(frame, max_frame);
         let bad_count = rest.iter().take_while(|frame| !good(frame)).count();
-        done.taken += bad_count;
-        done.dropped += bad_count;
+        if bad_count > 0 {
+            done.taken += bad_count;
+            done.dropped += bad_count;
+            done.segments = segments(done.taken);
+            continue;
+        }
         // A run of good frames up to the next bad one, which is rare, or to the size of a batch.
-        let run = rest.iter().skip(bad_count).take_while(good).take(sys::BATCH);
-        let sent = match framing {
-            Framing::Header => send_with_headers(fd, run),
-            Framing::Plain => {
-                let complete = run.clone().take_while(|frame| frame.header.is_done());
-                match (run.clone().next(), complete.clone().next()) {
-                    (None, _) => continue,
-                    (Some(first), None) => match soft::send(fd, first, max_frame)? {
-                        soft::Outcome::Sent => Ok(1),
-                        soft::Outcome::Dropped => Err(Failure::Frame),
-                        soft::Outcome::Again(segments) => {
-                            done.segments = segments;
-                            Err(Failure::Again)
-                        }
-                    },
-                    _ => sys::send_batch(fd, complete.map(|frame| frame.bufs)).map_err(Failure::from),
-                }
-            }
+        let run = rest.iter().take_while(good).take(sys::BATCH);
+        let complete = run.clone().take_while(|frame| frame.header.is_done());
+        let sent = if framing == Framing::Header {
+            send_with_headers(fd, run).map(whole)
+        } else if complete.clone().next().is_some() {
+            sys::send_batch(fd, complete.map(|frame| frame.bufs)).map(whole).map_err(Failure::from)
+        } else {
+            soft::send(fd, run, done.segments, max_frame)
         };
         match sent {
-            Ok(sent) => {
-                let bytes = rest.iter().skip(bad_count).take(sent).map(TxFrame::len).sum();
-                meter.sent(sent, bytes, 0);
-                done.taken += sent;
+            Ok(Reached { frames: count, segments: part }) => {
+                meter.sent(count, rest.iter().take(count).map(TxFrame::len).sum(), 0);
+                done.taken += count;
+                done.segments = if part > 0 { part } else { segments(done.taken) };
             }
             Err(Failure::Again) => break,
             Err(Failure::Interrupted) => {}
             Err(Failure::Frame) => {
                 done.taken += 1;
                 done.dropped += 1;
+                done.segments = segments(done.taken);
             }
             Err(Failure::Link(error)) => return Err(error),
         }
     }
     meter.sent(0, 0, done.dropped);
     Ok(done)
+}
+
+/// So many frames that went whole.
+fn whole(frames: usize) -> Reached {
+    Reached { frames, segments: 0 }
 }
 
 fn send_with_headers<'a>(

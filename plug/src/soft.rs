@@ -1,62 +1,155 @@
-//! What a network without offloads cannot do, done here: a frame's checksum is completed before it is sent.
+//! What a network without offloads cannot do, done here: checksums are completed and frames segmented as they are sent.
+//!
+//! # Theory of operation
+//! Frames become datagrams, each a *head* in a private arena and the rest of it lent out of the frame's own pieces: the
+//! payload, which may lie in a guest's memory, is read once for its checksum and never copied to stay. The datagrams of
+//! consecutive frames are gathered until there are enough for one call. How far that call came is said exactly, in
+//! frames and in segments of the next one, so that a full socket neither loses nor repeats a segment.
+//!
+//! A batch is made in two steps, since the arena must not move any more once its bytes are lent.
 
+use std::ops::Range;
 use std::os::fd::BorrowedFd;
 
 use offload::csum::Sum;
+use offload::header::GSO_NONE;
+use offload::{HEAD_MAX, Partial, Plan};
 
 use crate::datagram::Failure;
-use crate::link::{LinkError, TxBuf, TxFrame};
+use crate::link::{TxBuf, TxFrame};
 use crate::sys;
 
-/// Room for the copied head of a frame: Ethernet, VLAN tags, IPv6 with extension headers, TCP with options.
-const HEAD: usize = 256;
-
-/// What became of a frame.
-pub(crate) enum Outcome {
-    /// It went.
-    Sent,
-    /// It cannot go.
-    Dropped,
-    /// It has to wait; so many of its segments went.
-    Again(usize),
+/// How far a batch came: what is sent, and stays so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Reached {
+    /// Frames from the front that went whole.
+    pub frames: usize,
+    /// Segments of the next one that went.
+    pub segments: usize,
 }
 
-/// Completes a frame and sends it.
-pub(crate) fn send(fd: BorrowedFd<'_>, frame: &TxFrame<'_>, max_frame: usize) -> Result<Outcome, LinkError> {
-    let mut head = [0; HEAD];
-    let Some(head) = complete(frame, &mut head, max_frame) else { return Ok(Outcome::Dropped) };
-    let mut pieces = vec![TxBuf::new(head)];
-    frame.pieces(head.len()..frame.len(), &mut pieces);
-    loop {
-        match sys::send_batch(fd, std::iter::once(&*pieces)).map_err(Failure::from) {
-            Ok(_) => return Ok(Outcome::Sent),
-            Err(Failure::Again) => return Ok(Outcome::Again(0)),
-            Err(Failure::Interrupted) => {}
-            Err(Failure::Frame) => return Ok(Outcome::Dropped),
-            Err(Failure::Link(error)) => return Err(error),
+/// A datagram to be sent.
+struct Datagram<'a> {
+    frame: &'a TxFrame<'a>,
+    /// Its beginning, in the arena.
+    head: Range<usize>,
+    /// The rest of it, in the frame.
+    body: Range<usize>,
+    /// How far we are once it went.
+    reached: Reached,
+}
+
+/// Datagrams in the making.
+#[derive(Default)]
+struct Batch<'a> {
+    arena: Vec<u8>,
+    datagrams: Vec<Datagram<'a>>,
+}
+
+/// Does what the headers of frames ask for and sends as many datagrams as go by one call. `segments` of the first frame
+/// went before.
+pub(crate) fn send<'a>(
+    fd: BorrowedFd<'_>,
+    frames: impl Iterator<Item = &'a TxFrame<'a>>,
+    segments: usize,
+    max_frame: usize,
+) -> Result<Reached, Failure> {
+    let mut batch = Batch::default();
+    for (index, frame) in frames.enumerate() {
+        let from = if index == 0 { segments } else { frame.segments };
+        // One that cannot be done is for the next call, in which it is the first.
+        if batch.datagrams.len() >= sys::BATCH || batch.add(index, frame, from, max_frame).is_none() {
+            break;
         }
     }
+    if batch.datagrams.is_empty() {
+        return Err(Failure::Frame);
+    }
+    let mut pieces = Vec::with_capacity(4 * batch.datagrams.len());
+    let mut ends = Vec::with_capacity(batch.datagrams.len());
+    for Datagram { frame, head, body, .. } in &batch.datagrams {
+        let start = pieces.len();
+        if let Some(head) = batch.arena.get(head.clone()).filter(|head| !head.is_empty()) {
+            pieces.push(TxBuf::new(head));
+        }
+        frame.pieces(body.clone(), &mut pieces);
+        ends.push(start..pieces.len());
+    }
+    let datagrams = ends.iter().map(|range| pieces.get(range.clone()).unwrap_or_default());
+    let sent = sys::send_batch(fd, datagrams)?;
+    let last = sent.checked_sub(1).and_then(|last| batch.datagrams.get(last));
+    last.map(|datagram| datagram.reached).ok_or(Failure::Again)
 }
 
-/// Copies the frame up to its checksum into `head`, completes the checksum there and returns what was copied.
-fn complete<'h>(frame: &TxFrame<'_>, head: &'h mut [u8; HEAD], max_frame: usize) -> Option<&'h [u8]> {
-    let (partial, len) = (frame.header.partial()?, frame.len());
-    let end = partial.at + 2;
-    if end > len || len > max_frame || frame.header.gso_type != offload::header::GSO_NONE {
-        return None;
+impl<'a> Batch<'a> {
+    /// Adds the datagrams of a frame, from segment number `from` on, as far as there is room for them. `None`: the frame
+    /// cannot be sent.
+    fn add(&mut self, index: usize, frame: &'a TxFrame<'a>, from: usize, max_frame: usize) -> Option<()> {
+        let whole = Reached { frames: index + 1, segments: 0 };
+        let len = frame.len();
+        if frame.header.gso_type == GSO_NONE {
+            if len > max_frame {
+                return None;
+            }
+            let start = self.arena.len();
+            if let Some(partial) = frame.header.partial() {
+                complete(frame, partial, &mut self.arena)?;
+            }
+            let head = start..self.arena.len();
+            let body = head.len()..len;
+            self.datagrams.push(Datagram { frame, head, body, reached: whole });
+            return Some(());
+        }
+        let mut first = [0; HEAD_MAX];
+        let got = frame.read_at(0, &mut first);
+        let plan = Plan::new(&frame.header, first.get(..got)?, len).ok()?;
+        // The frame's owner may have rewritten it since its first segments went.
+        if plan.longest() > max_frame || from >= plan.segments() {
+            return None;
+        }
+        let room = sys::BATCH.saturating_sub(self.datagrams.len());
+        for segment in (from..plan.segments()).take(room) {
+            let body = plan.payload(segment);
+            let head = plan.write_head(segment, sum(frame, body.clone()), &mut first);
+            let start = self.arena.len();
+            self.arena.extend_from_slice(head);
+            let last = segment + 1 == plan.segments();
+            let reached = if last { whole } else { Reached { frames: index, segments: segment + 1 } };
+            self.datagrams.push(Datagram { frame, head: start..self.arena.len(), body, reached });
+        }
+        Some(())
     }
-    let head = head.get_mut(..end)?;
-    frame.read_at(0, head);
-    let mut sum = Sum::default();
-    sum.add(head.get(partial.start..)?);
-    // Summed through a small copy: the memory may be a guest's, which is not read through references, and a copy
-    // that stays in the first-level cache costs next to nothing beside the sum.
-    let (mut piece, mut offset) = ([0u8; 2048], end);
-    while offset < len {
-        let got = frame.read_at(offset, &mut piece);
-        sum.add(piece.get(..got)?);
-        offset += got.max(1);
-    }
-    head.get_mut(partial.at..)?.copy_from_slice(&sum.finish());
-    Some(head)
 }
+
+/// Copies the frame up to its checksum into the arena and completes the checksum there.
+fn complete(frame: &TxFrame<'_>, partial: Partial, arena: &mut Vec<u8>) -> Option<()> {
+    let (len, end) = (frame.len(), partial.at + 2);
+    let mut head = [0; HEAD_MAX];
+    let head = head.get_mut(..end).filter(|_| end <= len)?;
+    frame.read_at(0, head);
+    let mut whole = Sum::default();
+    whole.add(head.get(partial.start..)?);
+    whole.join(sum(frame, end..len));
+    head.get_mut(partial.at..)?.copy_from_slice(&whole.finish());
+    arena.extend_from_slice(head);
+    Some(())
+}
+
+/// Sums bytes of a frame, through a small copy: the memory may be a guest's, which is not read through references, and a
+/// copy that stays in the first-level cache costs next to nothing beside the sum.
+fn sum(frame: &TxFrame<'_>, range: Range<usize>) -> Sum {
+    let (mut sum, mut piece) = (Sum::default(), [0; 2048]);
+    let mut offset = range.start;
+    while let Some(room) = piece.get_mut(..range.end.saturating_sub(offset).min(2048)) {
+        let got = frame.read_at(offset, room);
+        sum.add(room.get(..got).unwrap_or_default());
+        offset += got;
+        if got == 0 {
+            break;
+        }
+    }
+    sum
+}
+
+#[cfg(test)]
+mod tests;
