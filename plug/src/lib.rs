@@ -17,6 +17,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]
 
 mod datagram;
+mod errno;
 mod error;
 pub mod link;
 pub mod locator;

@@ -320,4 +320,11 @@ pub trait Link: fmt::Debug + Send + Sync {
 
     /// To be called when the control descriptor is readable: an error says that the link is dead.
     fn check_control(&self) -> Result<(), LinkError>;
+
+    /// The connected socket whose datagrams are the link's frames and nothing else, if it is as simple as that. Whoever
+    /// moves one frame at a time may call `send(2)` and `recv(2)` on it, blocking or not as he sets it; what
+    /// passes like that is not in [`Link::stats`].
+    fn plain_socket(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
 }

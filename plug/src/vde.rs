@@ -213,4 +213,8 @@ impl Link for VdeLink {
         }
         Ok(())
     }
+
+    fn plain_socket(&self) -> Option<BorrowedFd<'_>> {
+        (self.framing == Framing::Plain).then(|| self.data.as_fd())
+    }
 }

@@ -1,0 +1,27 @@
+//! What stands between C and Rust: failures become `errno`, and no panic goes through.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Once;
+
+use crate::sys;
+
+/// The number of an error in `errno.h`.
+pub(crate) type Errno = i32;
+
+/// Says in `errno` why a call failed, and what the call returns then.
+pub(crate) fn fail<T: From<i8>>(errno: Errno) -> T {
+    sys::set_errno(errno);
+    T::from(-1)
+}
+
+/// Runs what may panic, and what must not be cancelled because it has to clean up. A panic becomes `EIO`.
+pub(crate) fn guarded<T>(work: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
+    // The library has a standard library of its own, so the hook is not seen by a program in Rust.
+    static SILENCE: Once = Once::new();
+    SILENCE.call_once(|| std::panic::set_hook(Box::new(|_| {})));
+    let before = sys::hold_cancellation();
+    // What a panic leaves half done belongs to one connection, whose every call checks what it finds.
+    let result = catch_unwind(AssertUnwindSafe(work));
+    sys::restore_cancellation(before);
+    result.unwrap_or(Err(libc::EIO))
+}

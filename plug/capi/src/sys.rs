@@ -1,0 +1,103 @@
+//! System calls by way of the C library, whose waiting functions are the points where a thread can be cancelled.
+//! The bindings of the `libc` crate say that these never unwind; here they are declared as what they are.
+
+use std::ffi::{c_int, c_void};
+
+/// `PTHREAD_CANCEL_DISABLE`.
+const CANCEL_DISABLE: c_int = 1;
+
+unsafe extern "C-unwind" {
+    fn recv(fd: c_int, buf: *mut c_void, len: usize, flags: c_int) -> isize;
+    fn send(fd: c_int, buf: *const c_void, len: usize, flags: c_int) -> isize;
+    fn writev(fd: c_int, pieces: *const libc::iovec, count: c_int) -> isize;
+    fn poll(fds: *mut libc::pollfd, count: libc::nfds_t, timeout: c_int) -> c_int;
+}
+
+unsafe extern "C" {
+    fn pthread_setcancelstate(state: c_int, old: *mut c_int) -> c_int;
+}
+
+/// Receives a datagram and returns its whole length, which may be more than `len`; -1 and `errno`.
+///
+/// # Safety
+/// `len` bytes from `buf` are writable, or are not, which the kernel finds out (`EFAULT`).
+#[inline]
+pub(crate) unsafe fn receive(fd: c_int, buf: *mut c_void, len: usize) -> isize {
+    // SAFETY: the kernel checks the descriptor and, as it writes, the memory, which the caller gave to be written.
+    unsafe { recv(fd, buf, len, libc::MSG_TRUNC) }
+}
+
+/// Sends a datagram and returns its length; -1 and `errno`.
+///
+/// # Safety
+/// `len` bytes from `buf` are readable, or are not, which the kernel finds out (`EFAULT`).
+#[inline]
+pub(crate) unsafe fn transmit(fd: c_int, buf: *const c_void, len: usize) -> isize {
+    // SAFETY: the kernel checks the descriptor and, as it reads, the memory.
+    unsafe { send(fd, buf, len, libc::MSG_NOSIGNAL) }
+}
+
+/// Writes pieces of memory to a stream and returns how many bytes went; -1 and `errno`.
+///
+/// # Safety
+/// The pieces are readable, or are not, which the kernel finds out (`EFAULT`).
+pub(crate) unsafe fn write_pieces(fd: c_int, pieces: &[libc::iovec; 2]) -> isize {
+    // SAFETY: the kernel checks the descriptor and, as it reads, the memory; there are two pieces.
+    unsafe { writev(fd, pieces.as_ptr(), 2) }
+}
+
+/// Waits until one of the events is there or the descriptor is at its end. An `Err` is `errno`; a signal is one.
+pub(crate) fn wait(fd: c_int, events: i16) -> Result<(), i32> {
+    let mut fds = libc::pollfd { fd, events, revents: 0 };
+    // SAFETY: one structure, which lives until the call returns.
+    match unsafe { poll(&raw mut fds, 1, -1) } {
+        -1 => Err(errno()),
+        _ => Ok(()),
+    }
+}
+
+/// Whether the descriptor is to be used without waiting.
+pub(crate) fn is_nonblocking(fd: c_int) -> bool {
+    // SAFETY: reads a property of a descriptor, whatever that is.
+    let flags = unsafe { libc::fcntl(fd, libc::F_GETFL) };
+    flags != -1 && flags & libc::O_NONBLOCK != 0
+}
+
+/// Closes a descriptor by its number.
+///
+/// # Safety
+/// Nobody uses the number as that of this descriptor any more.
+pub(crate) unsafe fn close(fd: c_int) {
+    // SAFETY: as promised by the caller. There is nothing to be done about an error.
+    unsafe { libc::close(fd) };
+}
+
+/// Lets no cancellation of this thread happen; returns what is to be restored.
+pub(crate) fn hold_cancellation() -> c_int {
+    let mut old = 0;
+    // SAFETY: writes the thread's own state and the local variable.
+    unsafe { pthread_setcancelstate(CANCEL_DISABLE, &raw mut old) };
+    old
+}
+
+/// Ends [`hold_cancellation`].
+pub(crate) fn restore_cancellation(old: c_int) {
+    let mut ignored = 0;
+    // SAFETY: writes the thread's own state and the local variable. A cancellation that came meanwhile happens at the next
+    // function that waits, not here, as deferred ones do.
+    unsafe { pthread_setcancelstate(old, &raw mut ignored) };
+}
+
+pub(crate) fn errno() -> i32 {
+    // SAFETY: the C library's own place for this thread, always there.
+    let place = unsafe { libc::__errno_location() };
+    // SAFETY: as above.
+    unsafe { *place }
+}
+
+pub(crate) fn set_errno(errno: i32) {
+    // SAFETY: the C library's own place for this thread, always there.
+    let place = unsafe { libc::__errno_location() };
+    // SAFETY: as above.
+    unsafe { *place = errno };
+}
