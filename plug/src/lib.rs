@@ -19,6 +19,9 @@
 mod datagram;
 mod errno;
 mod error;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod link;
 pub mod locator;
 mod null;

@@ -29,6 +29,8 @@ use crate::locator::{LocatorProblem, Port, VdeLocator};
 
 use data_socket::{Access, DataSocket};
 use directory::Switch;
+#[cfg(feature = "fuzzing")]
+pub use request::{ANSWER_LEN, decode_answer};
 
 /// An open plug in a switch.
 #[derive(Debug)]

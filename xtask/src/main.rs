@@ -5,6 +5,7 @@
 //! | `demo` | two guests on a switch through `vdeq`, next to QEMU's own `-netdev vde` |
 //! | `test` | everything: packages, programs, guests, all tests |
 //! | `bench` | how fast frames pass, ours beside Debian's (`bench/`, `docs/bench.md`) |
+//! | `fuzz` | the fuzz targets, for a while each (`fuzz.rs`, `tests/fuzz`) |
 //! | `deps` | installs what the demo and the tests need (`deps/`) |
 //! | `image` | builds the test guests from Debian packages (`image/`, recipe in `images/`) |
 //!
@@ -16,6 +17,7 @@
 mod bench;
 mod demo;
 mod deps;
+mod fuzz;
 mod image;
 mod interrupt;
 mod places;
@@ -43,6 +45,8 @@ enum Command {
     Test(test::Args),
     /// Measure, and show the figures side by side
     Bench(bench::Args),
+    /// Run the fuzz targets
+    Fuzz(fuzz::Args),
     /// Install the Debian packages that demo and tests need, and unpack QEMU 7.2 under target/
     Deps(deps::Args),
     /// Build the test guests: target/image/6.1 and target/image/6.12
@@ -54,6 +58,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Fuzz(args) => fuzz::run(&args),
         Command::Deps(args) => step::timed("packages", || deps::run(&args)),
         Command::Image(args) => step::timed("test guests", || image::run(&args)),
     };

@@ -19,7 +19,7 @@ pub(super) const SUN_PATH_LEN: usize = 108;
 /// Longest description, in bytes.
 const DESCRIPTION_MAX: usize = 127;
 /// Length of the answer: one `sockaddr_un`.
-pub(super) const ANSWER_LEN: usize = 2 + SUN_PATH_LEN;
+pub const ANSWER_LEN: usize = 2 + SUN_PATH_LEN;
 
 /// The word at the end of a description by which a client of this project says that it takes big frames.
 const BIG_WORD: &str = " gso=1";
@@ -69,7 +69,7 @@ pub(super) fn encode(port: &Port, data_socket: &Path, description: &str) -> Vec<
 }
 
 /// The socket that the answer names, or what is wrong with the answer.
-pub(super) fn decode_answer(answer: &[u8; ANSWER_LEN]) -> Result<PathBuf, &'static str> {
+pub fn decode_answer(answer: &[u8; ANSWER_LEN]) -> Result<PathBuf, &'static str> {
     let (family, path) = answer.split_at(2);
     if family != AF_UNIX.to_ne_bytes() {
         return Err("its answer is not the address of a local socket");

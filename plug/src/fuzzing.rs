@@ -1,0 +1,4 @@
+//! What the fuzz targets (`tests/fuzz` in the source tree) look at and nobody else: decoders of bytes that strangers
+//! send. Only there with the feature `fuzzing`, and no part of the interface.
+
+pub use crate::vde::{ANSWER_LEN, decode_answer};
