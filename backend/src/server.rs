@@ -110,7 +110,11 @@ impl Server {
             _lifeline: lifeline,
             news,
             reporter: Reporter { sender, wake },
-            options: OpenOptions { description: config.description, ..OpenOptions::default() },
+            options: OpenOptions {
+                description: config.description,
+                offloads: true,
+                ..OpenOptions::default()
+            },
             served: Vec::new(),
         };
         for nic in config.nics {

@@ -315,6 +315,11 @@ pub trait Link: fmt::Debug + Send + Sync {
     /// waiting. A network that died is not seen here but by [`Link::check_control`].
     fn recv(&self, frames: &mut [RxFrame<'_>]) -> Result<usize, LinkError>;
 
+    /// Whether the headers of received frames may ask for something, and frames be longer than [`Link::max_frame`].
+    fn offloads(&self) -> bool {
+        true
+    }
+
     /// What passed through the link since it was opened.
     fn stats(&self) -> Stats;
 

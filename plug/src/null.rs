@@ -45,6 +45,10 @@ impl Link for NullLink {
         Ok(0)
     }
 
+    fn offloads(&self) -> bool {
+        false
+    }
+
     fn stats(&self) -> Stats {
         self.meter.stats()
     }

@@ -196,6 +196,10 @@ impl Link for VdeLink {
         datagram::recv(self.data.as_fd(), self.framing, frames, &self.meter)
     }
 
+    fn offloads(&self) -> bool {
+        self.framing == Framing::Header
+    }
+
     fn stats(&self) -> Stats {
         self.meter.stats()
     }

@@ -49,7 +49,7 @@ counters! {
     rx_frames,
     /// Their bytes.
     rx_bytes,
-    /// Dropped: header of the wrong size, or asking for what was not negotiated.
+    /// Dropped: header of the wrong size, asking for what was not negotiated, or not fitting its frame.
     tx_bad_header,
     /// Dropped: shorter than an Ethernet header.
     tx_runt,
@@ -63,6 +63,8 @@ counters! {
     tx_refused,
     /// Dropped on one of several links because it was full, counted once per link.
     tx_link_full,
+    /// Dropped: the header that the network gave it does not fit it.
+    rx_bad_header,
     /// Dropped: shorter than an Ethernet header.
     rx_runt,
     /// Dropped: longer than the guest's buffer, or than any frame can be.
@@ -87,6 +89,6 @@ mod tests {
         counters.tx_frames.add(2);
         counters.tx_frames.add(3);
         assert_eq!(counters.list()[0], ("tx_frames", 5));
-        assert_eq!(counters.list().len(), 17);
+        assert_eq!(counters.list().len(), 18);
     }
 }

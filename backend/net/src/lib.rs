@@ -2,9 +2,9 @@
 //!
 //! ```text
 //!  worker    one thread per queue pair: its event loop, and the handle by which the NIC's owner commands it
-//!  tx        one batch out of the guest: chains -> header checked -> checksum -> links
-//!  rx        one batch into the guest: link -> chains -> header
-//!  header    struct virtio_net_hdr as bytes
+//!  tx        one batch out of the guest: chains -> headers checked -> links
+//!  rx        one batch into the guest: link -> chains -> headers
+//!  rx_big    the same from a link whose frames may be big or unfinished
 //!  features  what is offered to the guest, and what a driver's choice means for the queues
 //!  lend      guest memory as buffers that a link hands to the kernel
 //!  counters  what happened to frames
@@ -18,10 +18,10 @@
 
 pub mod counters;
 pub mod features;
-mod header;
 mod lend;
 mod queue;
 mod rx;
+mod rx_big;
 mod tx;
 pub mod worker;
 

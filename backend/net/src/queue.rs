@@ -6,6 +6,7 @@ use vring::Ring;
 
 use crate::counters::Counters;
 use crate::features::Accepted;
+use crate::rx_big::Waiting;
 
 /// A ring handed to a worker, ready to run.
 #[derive(Debug)]
@@ -30,14 +31,27 @@ pub struct Queue {
     pub call: Option<OwnedFd>,
     pub enabled: bool,
     pub accepted: Accepted,
-    /// Segments of the frame at the front of the ring that its link took already.
+    /// TX: segments of the frame at the front of the ring that its link took already.
     pub segments_sent: usize,
+    /// RX: a frame that waits for buffers, with its bytes in the worker's scratch.
+    pub waiting: Option<Waiting>,
+    /// RX: the most bytes of buffers that the guest was seen to have at once, as far as anybody counted.
+    pub most_room: usize,
 }
 
 impl Queue {
     pub fn new(start: Start) -> Self {
         let Start { ring, kick, call, enabled, features } = start;
-        Self { ring, kick, call, enabled, accepted: Accepted::new(features), segments_sent: 0 }
+        Self {
+            ring,
+            kick,
+            call,
+            enabled,
+            accepted: Accepted::new(features),
+            segments_sent: 0,
+            waiting: None,
+            most_room: 0,
+        }
     }
 
     /// Takes chains into the window; a broken ring counts as an empty one. The guest can break it as often as it resets the

@@ -1,4 +1,4 @@
-//! One batch into the guest.
+//! One batch into the guest, from a link whose frames are complete.
 //!
 //! # Theory of operation
 //! Chains are taken ahead, one per frame of the batch, and lent to the link, which receives straight into guest memory
@@ -192,6 +192,6 @@ fn reserve(queue: &mut Queue, next: usize, spilt: usize, counters: &Counters, na
 }
 
 /// Length in a used entry; chains are shorter than 4 GiB (vring checks it).
-fn used_len(len: usize) -> u32 {
+pub fn used_len(len: usize) -> u32 {
     u32::try_from(len).unwrap_or(u32::MAX)
 }

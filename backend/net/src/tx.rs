@@ -1,21 +1,23 @@
 //! One batch out of the guest.
 //!
 //! # Theory of operation
-//! Up to [`BATCH`] chains are taken, their headers copied and checked against what was negotiated, and each frame becomes
-//! a list of pieces of guest memory, lent as it lies there. Then each link gets the whole batch in one call (what the
-//! headers ask for and the network cannot do, the link does), and all chains are published together.
+//! Up to [`BATCH`] chains are taken, their headers copied and checked against what was negotiated and against their
+//! frames, and each frame becomes a list of pieces of guest memory, lent as it lies there. Then each link gets the whole
+//! batch in one call (what the headers ask for and the network cannot do, the link does), and all chains are published
+//! together.
 //!
 //! With a single link, a link that is full stops the queue: what it did not take goes back to the ring, in order, and the
 //! guest waits. With several, a full link must not stop the others, so it loses the frames.
 
 use std::sync::Arc;
 
-use vdeplug::link::{FRAME_MAX, FRAME_MIN};
+use offload::HEAD_MAX;
+use offload::header::{GSO_NONE, NEEDS_CSUM};
+use vdeplug::link::{BIG_FRAME_MAX, FRAME_MAX, FRAME_MIN};
 use vdeplug::{Header, Link, LinkError, Sent, TxBuf, TxFrame};
 use vring::buf::read_chain;
 
 use crate::counters::{Counter, Counters};
-use crate::header;
 use crate::lend;
 use crate::queue::Queue;
 
@@ -96,14 +98,27 @@ fn check<'c>(queue: &Queue, chain: usize, counters: &'c Counters) -> Result<Fram
     if len < FRAME_MIN {
         return Err(&counters.tx_runt);
     }
-    // Before anything is done with the bytes: a chain may claim gigabytes.
-    if len > FRAME_MAX {
+    let bufs = queue.ring.bufs(chain);
+    let mut bytes = [0; Header::LEN];
+    read_chain(bufs, 0, bytes.get_mut(..accepted.header_len).unwrap_or_default());
+    let mut header = Header::decode(&bytes);
+    // A chain may claim gigabytes.
+    let max = if header.gso_type == GSO_NONE { FRAME_MAX } else { BIG_FRAME_MAX };
+    if len > max {
         return Err(&counters.tx_too_long);
     }
-    let mut bytes = [0; Header::LEN];
-    read_chain(queue.ring.bufs(chain), 0, bytes.get_mut(..accepted.header_len).unwrap_or_default());
-    let header = header::parse_tx(&bytes, accepted).ok_or(&counters.tx_bad_header)?;
-    Ok(Frame { chain, header, len })
+    // Flags that have no meaning here are to be ignored (virtio 1.2 § 5.1.6.2.2).
+    header.flags &= NEEDS_CSUM;
+    if header.is_done() {
+        return Ok(Frame { chain, header: Header::NONE, len });
+    }
+    if !accepted.tx.allow(&header) {
+        return Err(&counters.tx_bad_header);
+    }
+    let mut head = [0; HEAD_MAX];
+    let got = read_chain(bufs, accepted.header_len, &mut head);
+    let header = offload::check(&header, head.get(..got).unwrap_or_default(), len);
+    header.map(|header| Frame { chain, header, len }).map_err(|_| &counters.tx_bad_header)
 }
 
 /// Makes the frames' lists of pieces, sends them, and returns how many, from the front, are done with.

@@ -27,7 +27,7 @@ use vdeplug::{Link, LinkError};
 
 use crate::counters::Counters;
 use crate::queue::{Queue, Start};
-use crate::{rx, tx};
+use crate::{rx, rx_big, tx};
 
 /// The two queues of a pair, by the way their frames go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -183,6 +183,7 @@ struct State {
     blocked: Option<usize>,
     tx_scratch: tx::Scratch,
     rx_scratch: rx::Scratch,
+    rx_big_scratch: rx_big::Scratch,
     /// Links that are up, for `tx::round`; kept in step with `ports`.
     up: Vec<(usize, Arc<dyn Link>)>,
 }
@@ -214,6 +215,7 @@ impl State {
             blocked: None,
             tx_scratch: tx::Scratch::default(),
             rx_scratch: rx::Scratch::new(),
+            rx_big_scratch: rx_big::Scratch::default(),
             up: Vec::new(),
         })
     }
@@ -439,6 +441,10 @@ impl State {
 
     /// One batch into the guest from each link that has something; returns how much was moved.
     fn rx_round(&mut self) -> usize {
+        let Self { counters, name, .. } = self;
+        if let Some(queue) = self.rx.as_mut().filter(|q| q.enabled && q.waiting.is_some() && !self.starved) {
+            self.starved = !rx_big::resume(queue, &self.rx_big_scratch, counters, name);
+        }
         let mut moved = 0;
         let count = self.ports.len();
         for step in 0..count {
@@ -448,7 +454,12 @@ impl State {
             if !port.readable {
                 continue;
             }
-            match rx::round(queue, &*port.link, &mut self.rx_scratch, &self.counters, &self.name) {
+            let round = if port.link.offloads() {
+                rx_big::round(queue, &*port.link, &mut self.rx_big_scratch, &self.counters, &self.name)
+            } else {
+                rx::round(queue, &*port.link, &mut self.rx_scratch, &self.counters, &self.name)
+            };
+            match round {
                 Ok(round) => {
                     moved += round.moved;
                     self.starved = round.starved;
