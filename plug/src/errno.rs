@@ -22,6 +22,7 @@ use std::io;
 
 use rustix::io::Errno;
 
+use crate::PluginError;
 use crate::error::{OpenError, OpenErrorKind};
 use crate::link::LinkError;
 use crate::locator::Port;
@@ -31,7 +32,9 @@ impl OpenError {
     pub fn errno(&self) -> i32 {
         let errno = match self {
             Self::Locator(_) | Self::Option(_) | Self::UnknownGroup { .. } => Errno::INVAL,
-            Self::UnsupportedScheme { .. } => Errno::PROTONOSUPPORT,
+            Self::Plugin(PluginError::Missing { .. } | PluginError::BadScheme { .. }) => {
+                Errno::PROTONOSUPPORT
+            }
             Self::NoSwitch { .. } | Self::NoDefaultSwitch | Self::NoPortGroup { .. } => Errno::NOENT,
             Self::NotASwitch { path, .. } if path.is_dir() => Errno::NOENT,
             Self::NotASwitch { .. } => Errno::NOTDIR,

@@ -6,6 +6,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::PluginError;
 use crate::locator::{LocatorError, LocatorProblem, Port};
 
 /// Why a link could not be opened. Each sentence names the word that was wrong and what would be right.
@@ -16,14 +17,9 @@ pub enum OpenError {
     #[error(transparent)]
     Locator(#[from] LocatorError),
 
-    /// The locator's scheme is not one that this library opens.
-    #[error("{locator:?} has the scheme {scheme:?}, which is not supported; use vde://PATH[PORT] or null://")]
-    UnsupportedScheme {
-        /// The whole locator.
-        locator: String,
-        /// What stands before its `://`.
-        scheme: String,
-    },
+    /// The locator's scheme is that of a plug-in, which could not be used or found.
+    #[error(transparent)]
+    Plugin(#[from] PluginError),
 
     /// A file was named whose first line should have been a locator.
     #[error(
@@ -224,11 +220,10 @@ impl OpenError {
     /// The coarse class of this error.
     pub fn kind(&self) -> OpenErrorKind {
         match self {
-            Self::Locator(_)
-            | Self::UnsupportedScheme { .. }
-            | Self::Option(_)
-            | Self::NameTooLong { .. }
-            | Self::UnknownGroup { .. } => OpenErrorKind::Usage,
+            Self::Plugin(error) => error.kind(),
+            Self::Locator(_) | Self::Option(_) | Self::NameTooLong { .. } | Self::UnknownGroup { .. } => {
+                OpenErrorKind::Usage
+            }
             Self::NoSwitch { .. }
             | Self::NoDefaultSwitch
             | Self::NotASwitch { .. }

@@ -6,7 +6,8 @@
 //!
 //! ```text
 //! text ── resolve ── locator ─┬─ vde ── directory (which socket) ── data_socket ── request ─┐
-//!                             └─ null ──────────────────────────────────────────────────────┴─ dyn Link
+//!                             ├─ null ──────────────────────────────────────────────────────┤
+//!                             └─ plugin (libvdeplug_SCHEME.so) ─────────────────────────────┴─ dyn Link
 //! ```
 //!
 //! A link lives as long as its `Arc`: the drop of the last one closes its descriptors, by which a switch
@@ -25,7 +26,9 @@ pub mod fuzzing;
 pub mod link;
 pub mod locator;
 mod null;
+mod plugin;
 mod resolve;
+mod single;
 mod soft;
 pub mod stream;
 mod sys;
@@ -38,8 +41,12 @@ pub use error::{OpenError, OpenErrorKind};
 pub use link::{Link, LinkError, RxBuf, RxFrame, Sent, Stats, Traffic, TxBuf, TxFrame};
 pub use locator::{Port, VdeLocator};
 pub use offload::Header;
+pub use plugin::PluginError;
 
 use resolve::Target;
+
+/// The schemes that [`open`] knows itself; others are those of installed plug-ins.
+pub const SCHEMES: &[&str] = &["vde", "null"];
 
 /// How to open a link, beside its locator. What the locator says in brackets wins over these.
 #[derive(Clone, Debug)]
@@ -103,7 +110,7 @@ pub fn open(locator: &str, options: &OpenOptions) -> Result<Arc<dyn Link>, OpenE
         "null" => Arc::new(null::NullLink::open()?),
         _ => {
             locator::check_nested(&argument)?;
-            return Err(OpenError::UnsupportedScheme { locator: locator.into(), scheme });
+            Arc::new(plugin::PluginLink::open(&scheme, &argument, options)?)
         }
     })
 }

@@ -29,6 +29,7 @@ use crate::locator::{LocatorProblem, Port, VdeLocator};
 
 use data_socket::{Access, DataSocket};
 use directory::Switch;
+pub(crate) use request::description;
 #[cfg(feature = "fuzzing")]
 pub use request::{ANSWER_LEN, decode_answer};
 

@@ -28,7 +28,7 @@ pub(crate) const BIG_SUFFIX: &[u8] = b"+gso";
 
 /// What the switch shows for this plug: the caller's text, who we are, and where a remote user comes from.
 /// `big`: we take big frames.
-pub(super) fn description(text: &str, big: bool) -> String {
+pub(crate) fn description(text: &str, big: bool) -> String {
     let uid = rustix::process::geteuid().as_raw();
     let user = sys::user_name(uid).unwrap_or_else(|| uid.to_string());
     let ssh = std::env::var("SSH_CLIENT").ok();

@@ -108,13 +108,6 @@ fn c_20_c_21_empty_locator_means_the_default() {
 }
 
 #[test]
-fn c_22_unknown_scheme_is_named() {
-    let error = vdeplug::open("vxvde://239.0.0.1", &impatient()).expect_err("not supported yet");
-    assert_eq!(error.kind(), OpenErrorKind::Usage);
-    assert!(error.to_string().contains("\"vxvde\""), "{error}");
-}
-
-#[test]
 fn names_of_no_switch_say_what_is_there() {
     let home = open_dir();
     let at = |name: &str| home.path().join(name).to_str().expect("ASCII").to_owned();

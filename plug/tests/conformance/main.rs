@@ -6,4 +6,5 @@ mod harness;
 mod life;
 mod locators;
 mod permissions;
+mod plugins;
 mod request;

@@ -49,17 +49,28 @@ const fn program(name: &'static str, package: &'static str, purpose: &'static st
     Tool { package, seen_by: Seen::Program(name), purpose }
 }
 
+/// A plug-in of vdeplug, by its scheme.
+macro_rules! plug_in {
+    ($scheme:literal, $purpose:literal) => {
+        Tool {
+            package: concat!("libvdeplug-", $scheme),
+            seen_by: Seen::File(concat!("/usr/lib/x86_64-linux-gnu/vdeplug/libvdeplug_", $scheme, ".so")),
+            purpose: $purpose,
+        }
+    };
+}
+
 /// In the order in which they are shown.
 const TOOLS: &[Tool] = &[
     program("vde_switch", "vde-switch", "the switch that guests are plugged into"),
     program("vde_plug", "vdeplug", "host processes on the switch"),
-    Tool {
-        package: "libvdeplug-slirp",
-        seen_by: Seen::File("/usr/lib/x86_64-linux-gnu/vdeplug/libvdeplug_slirp.so"),
-        purpose: "a DHCP server on the switch",
-    },
+    plug_in!("slirp", "a DHCP server on the switch"),
+    plug_in!("vlan", "VLAN tags on a link"),
+    plug_in!("agno", "encrypted links"),
+    plug_in!("pcap", "links to an interface"),
     program("dpdk-testpmd", "dpdk-dev", "a second virtio driver"),
     program("strace", "strace", "counts the wake-ups of an idle back end"),
+    program("ip", "iproute2", "network namespaces of tests"),
     program("socat", "socat", "a foreign client of control sockets"),
     program("xz", "xz-utils", "unpacks kernel modules"),
 ];
