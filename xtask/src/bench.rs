@@ -3,7 +3,7 @@
 //! A *line* of the table is one load (`plan.rs`), which is carried by several *sides*: ours first, then what it is
 //! compared with. Each side is a network of its own with a process for each end (`stage.rs`; the process is
 //! `vde-load`, or `load-c` over a C library, both in `tests/bench/`). All sides of a line stand there at the same time,
-//! asleep, and take turns in rounds, because a machine that grows warmer or busier meanwhile must not favour one of them.
+//! asleep, and take turns in short rounds, because a machine that grows warmer or busier meanwhile must not favour one of them.
 //! What is compared is the rounds: the ratio is the median of the ratios of rounds that followed each other
 //! (`figures.rs`). `docs/bench.md` says how to read it.
 //!
@@ -43,7 +43,7 @@ enum What {
 
 #[derive(clap::Args, Clone)]
 struct PlugArgs {
-    /// Three short rounds instead of five of a second: to see that it works, not to quote
+    /// Three rounds instead of fifteen: to see that it works, not to quote
     #[arg(long)]
     quick: bool,
     /// Only the lines whose names contain this; --list shows them
@@ -75,7 +75,7 @@ pub fn run(args: &Args) -> Result<()> {
         programs = build()?;
         Ok(())
     })?;
-    let (rounds, time) = if args.quick { (3, 300) } else { (5, 1000) };
+    let (rounds, time) = if args.quick { (3, 300) } else { (15, 400) };
     let mut report = Report { facts: facts::read()?, lines: Vec::new() };
     println!("\n{}\n{}", report.facts, figures::HEADING);
     for line in &lines {

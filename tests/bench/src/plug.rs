@@ -13,6 +13,8 @@ use crate::{BATCH, End, ROOM};
 pub struct Plug {
     link: Arc<dyn Link>,
     rooms: Vec<RxFrame<'static>>,
+    /// How many segments of the next frame went already.
+    segments: usize,
 }
 
 impl Plug {
@@ -23,7 +25,7 @@ impl Plug {
         let memory = Vec::leak(vec![0; BATCH * ROOM]);
         let bufs: Vec<RxBuf<'static>> = memory.chunks_exact_mut(ROOM).map(RxBuf::new).collect();
         let rooms = Vec::leak(bufs).chunks_exact(1).map(RxFrame::new).collect();
-        Ok(Self { link, rooms })
+        Ok(Self { link, rooms, segments: 0 })
     }
 }
 
@@ -35,9 +37,12 @@ impl End for Plug {
     fn send(&mut self, frame: &Frame, count: usize) -> Result<usize> {
         let pieces = [TxBuf::new(frame.bytes())];
         let frame = TxFrame { bufs: &pieces, header: frame.header(), segments: 0 };
-        let frames = [frame; BATCH];
+        let mut frames = [frame; BATCH];
+        frames[0].segments = self.segments;
+        let sent = self.link.send(&frames[..count])?;
+        self.segments = sent.segments;
         // What the link drops by itself shows as loss at the other end.
-        Ok(self.link.send(&frames[..count])?.taken)
+        Ok(sent.taken)
     }
 
     fn recv(&mut self) -> Result<(usize, usize)> {

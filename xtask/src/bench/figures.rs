@@ -6,8 +6,7 @@ use super::facts::Facts;
 use super::plan::Line;
 
 /// Above the first line of the table.
-pub const HEADING: &str =
-    "                                frames/s     Mbit/s     lost   CPU/frame   ours is so many times this";
+pub const HEADING: &str = "                                frames/s     Mbit/s     lost   CPU: net    ends      first is so many times this";
 
 /// What one side did in one round.
 #[derive(Clone, Copy, Default, serde::Serialize)]
@@ -15,10 +14,12 @@ pub struct Run {
     /// Frames, and their bytes, that the receivers got in one second.
     pub frames_per_second: f64,
     pub bytes_per_second: f64,
-    /// The part of the frames that should have arrived and did not.
+    /// The part of what was sent, without headers, that should have arrived and did not.
     pub lost: f64,
-    /// Nanoseconds of CPU, in all processes of the side and in the kernel for them, for each frame that arrived.
-    pub cpu_nanoseconds: f64,
+    /// Nanoseconds of CPU, in the ends and in the kernel for them, for each frame that arrived.
+    pub end_nanoseconds: f64,
+    /// The same of whoever carries the frames: the switch, or the node's process.
+    pub network_nanoseconds: f64,
 }
 
 /// A side with all its rounds.
@@ -71,12 +72,13 @@ impl fmt::Display for LineResult {
         for (number, side) in self.sides.iter().enumerate() {
             write!(
                 f,
-                "  {:<28}{:>10.0} {:>10.0} {:>7.1}% {:>8.0} ns",
+                "  {:<28}{:>10.0} {:>10.0} {:>7.1}% {:>7.0} {:>7.0} ns",
                 side.title,
                 side.median(|run| run.frames_per_second),
                 side.median(|run| run.bytes_per_second) * 8.0 / 1e6,
                 side.median(|run| run.lost) * 100.0,
-                side.median(|run| run.cpu_nanoseconds),
+                side.median(|run| run.network_nanoseconds),
+                side.median(|run| run.end_nanoseconds),
             )?;
             if number > 0 {
                 let ratio = side.ratio(&self.sides[0]);

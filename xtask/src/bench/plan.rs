@@ -66,10 +66,17 @@ const DEBIAN: Library = Library::C("/usr/lib/x86_64-linux-gnu/libvdeplug.so.2");
 /// The shortest frame, the longest of an ordinary network, and a jumbo frame.
 const SIZES: [usize; 3] = [64, 1514, 9000];
 
+/// TCP that becomes 44 frames of 1514 bytes.
+const BIG: usize = HEADS + 44 * 1460;
+
+/// Headers of Ethernet, IPv4 and TCP, which each of those frames has.
+pub const HEADS: usize = 14 + 20 + 20;
+
 /// All lines, in the order of the table.
 pub fn lines() -> Vec<Line> {
     let mut lines = Vec::new();
     clients(&mut lines);
+    cut_by_us(&mut lines);
     nodes(&mut lines);
     pairs(&mut lines);
     lines
@@ -88,6 +95,17 @@ fn clients(lines: &mut Vec<Line>) {
             });
         }
     }
+}
+
+/// Frames that are still to be segmented, on a network that cannot: we do it.
+fn cut_by_us(lines: &mut Vec<Line>) {
+    let side =
+        |title, size| Side { title, network: Network::VdeSwitch, ends: Library::Crate, size, wanted: None };
+    lines.push(Line {
+        name: format!("vde_switch, TCP segmented by us, {BIG} B"),
+        traffic: Traffic::Pairs(1),
+        sides: vec![side("TCP of 64 KiB", BIG), side("frames of 1514 B", 1514)],
+    });
 }
 
 /// Through a process that serves a node.

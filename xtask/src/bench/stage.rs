@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use vde_tests::{Switch, process};
 
 use super::figures::Run;
-use super::plan::{Library, Line, Network, Side, Traffic};
+use super::plan::{HEADS, Library, Line, Network, Side, Traffic};
 use crate::interrupt;
 
 /// For everything but sending, which takes as long as it was asked to.
@@ -53,9 +53,26 @@ struct Report {
     nanoseconds: u64,
 }
 
+impl Report {
+    /// Bytes behind the headers: as many for a frame as for the segments that were made of it.
+    fn carried(&self) -> u64 {
+        self.bytes.saturating_sub(self.frames * HEADS as u64)
+    }
+}
+
+/// Nanoseconds of CPU.
+#[derive(Default)]
+struct Cpu {
+    ends: u64,
+    network: u64,
+}
+
 /// A side that stands. Fields are dropped in this order: the ends, the node, its folder.
 pub struct Stage {
+    /// Whoever has the node comes first.
     ends: Vec<End>,
+    /// How many have one: none, or the first.
+    node_count: usize,
     switch: Option<Switch>,
     senders: Vec<usize>,
     receivers: Vec<usize>,
@@ -81,14 +98,14 @@ impl Stage {
             (_, Some(switch)) => switch.path().display().to_string(),
             _ => place.display().to_string(),
         };
-        let first = ends.len();
-        let (numbers, senders, receivers) = cast(line.traffic, first);
+        let node_count = ends.len();
+        let (numbers, senders, receivers) = cast(line.traffic, node_count);
         for (own, peer) in numbers {
             interrupt::check()?;
             ends.push(End::start(programs, side.ends, &locator, side.size, own, peer)?);
         }
         let copies = receivers.len() / senders.len().min(receivers.len());
-        let mut stage = Self { ends, switch, senders, receivers, copies, _folder: folder };
+        let mut stage = Self { ends, node_count, switch, senders, receivers, copies, _folder: folder };
         stage.acquaint()?;
         Ok(stage)
     }
@@ -111,28 +128,31 @@ impl Stage {
         for number in &self.receivers {
             self.ends[*number].ask("mark", LIMIT)?;
         }
-        let cpu_before = self.cpu_nanoseconds()?;
+        let before = self.cpu()?;
         for number in &self.senders {
             self.ends[*number].tell(&format!("send {}", time.as_millis()))?;
         }
-        let mut sent = 0;
+        let (mut sent, mut due) = (0, 0);
         for number in &self.senders {
-            sent += self.ends[*number].answer("send", time + LIMIT)?.frames;
+            let report = self.ends[*number].answer("send", time + LIMIT)?;
+            sent += report.frames;
+            due += report.carried() * self.copies as u64;
         }
         let counts = self.wait_quiet()?;
-        let cpu = self.cpu_nanoseconds()? - cpu_before;
+        let after = self.cpu()?;
         let frames: u64 = counts.iter().map(|count| count.frames).sum();
         let bytes: u64 = counts.iter().map(|count| count.bytes).sum();
         let span = counts.iter().map(|count| count.nanoseconds).max().unwrap_or_default();
         if frames == 0 || span == 0 {
             bail!("none of {sent} frames arrived");
         }
-        let due = sent * self.copies as u64;
+        let carried: u64 = counts.iter().map(Report::carried).sum();
         Ok(Run {
             frames_per_second: frames as f64 * 1e9 / span as f64,
             bytes_per_second: bytes as f64 * 1e9 / span as f64,
-            lost: 1.0 - frames as f64 / due as f64,
-            cpu_nanoseconds: cpu as f64 / frames as f64,
+            lost: 1.0 - carried as f64 / due as f64,
+            end_nanoseconds: (after.ends - before.ends) as f64 / frames as f64,
+            network_nanoseconds: (after.network - before.network) as f64 / frames as f64,
         })
     }
 
@@ -161,19 +181,31 @@ impl Stage {
         }
     }
 
-    /// What all processes of the side used so far, all their threads together.
-    fn cpu_nanoseconds(&self) -> Result<u64> {
-        let ends = self.ends.iter().map(|end| end.child.pid());
-        let mut sum = 0;
-        for pid in ends.chain(self.switch.as_ref().map(Switch::pid)) {
-            for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
-                let text = std::fs::read_to_string(task?.path().join("schedstat"))?;
-                let used = text.split_whitespace().next().and_then(|word| word.parse::<u64>().ok());
-                sum += used.context("the kernel does not say how long a thread ran")?;
-            }
+    /// What the ends' processes used so far, and what the network's did.
+    fn cpu(&self) -> Result<Cpu> {
+        let mut cpu = Cpu::default();
+        for end in &self.ends[self.node_count..] {
+            cpu.ends += cpu_nanoseconds(end.child.pid())?;
         }
-        Ok(sum)
+        for end in &self.ends[..self.node_count] {
+            cpu.network += cpu_nanoseconds(end.child.pid())?;
+        }
+        if let Some(switch) = &self.switch {
+            cpu.network += cpu_nanoseconds(switch.pid())?;
+        }
+        Ok(cpu)
     }
+}
+
+/// How long all threads of a process ran so far.
+fn cpu_nanoseconds(pid: u32) -> Result<u64> {
+    let mut sum = 0;
+    for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        let text = std::fs::read_to_string(task?.path().join("schedstat"))?;
+        let used = text.split_whitespace().next().and_then(|word| word.parse::<u64>().ok());
+        sum += used.context("the kernel does not say how long a thread ran")?;
+    }
+    Ok(sum)
 }
 
 /// The ends besides the owner, each with its number and its peer's, and which of all ends send and receive. The first
