@@ -94,6 +94,8 @@ pub fn run(args: &Args) -> Result<()> {
 /// Builds what the ends of the networks are.
 fn build() -> Result<Programs> {
     step::run(&mut programs::cargo(&["build", "--release", "--locked", "-p", "vde-bench"]))?;
+    step::run(&mut programs::cargo(&["build", "--profile", "capi", "--locked", "-p", "vdeplug-capi"]))?;
+    let our_library = places::target("capi/libvdeplug_capi.so").display().to_string();
     let folder = places::target("bench");
     std::fs::create_dir_all(&folder)?;
     let over_c = folder.join("load-c");
@@ -101,7 +103,7 @@ fn build() -> Result<Programs> {
     step::run(
         Command::new("cc").args(["-O2", "-Wall", "-Wextra", "-o"]).arg(&over_c).arg(source).arg("-ldl"),
     )?;
-    Ok(Programs { over_crate: places::target("release/vde-load"), over_c })
+    Ok(Programs { over_crate: places::target("release/vde-load"), over_c, our_library })
 }
 
 /// Lets the sides of a line take turns.

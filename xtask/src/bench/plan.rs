@@ -1,5 +1,7 @@
 //! What is measured: the lines of the table.
 
+use Library::{Crate, Debian, OurC, Raw};
+
 /// One load, and who carries it.
 pub struct Line {
     /// As it stands in the table, and as `--only` knows it.
@@ -57,11 +59,11 @@ pub enum Library {
     Crate,
     /// System calls on a pair of sockets.
     Raw,
-    /// A C library.
-    C(&'static str),
+    /// Our C library.
+    OurC,
+    /// Debian's C library.
+    Debian,
 }
-
-const DEBIAN: Library = Library::C("/usr/lib/x86_64-linux-gnu/libvdeplug.so.2");
 
 /// The shortest frame, the longest of an ordinary network, and a jumbo frame.
 const SIZES: [usize; 3] = [64, 1514, 9000];
@@ -76,6 +78,7 @@ pub const HEADS: usize = 14 + 20 + 20;
 pub fn lines() -> Vec<Line> {
     let mut lines = Vec::new();
     clients(&mut lines);
+    c_libraries(&mut lines);
     cut_by_us(&mut lines);
     nodes(&mut lines);
     pairs(&mut lines);
@@ -91,16 +94,28 @@ fn clients(lines: &mut Vec<Line>) {
             lines.push(Line {
                 name: format!("vde_switch, {peers}, {size} B"),
                 traffic: Traffic::Pairs(count),
-                sides: vec![side("our crate", Library::Crate), side("Debian's library", DEBIAN)],
+                sides: vec![side("our crate", Crate), side("Debian's library", Debian)],
             });
         }
     }
 }
 
+/// The same C program over either library.
+fn c_libraries(lines: &mut Vec<Line>) {
+    for size in &SIZES[..2] {
+        let side =
+            |title, ends, wanted| Side { title, network: Network::VdeSwitch, ends, size: *size, wanted };
+        lines.push(Line {
+            name: format!("vde_switch, C program, {size} B"),
+            traffic: Traffic::Pairs(1),
+            sides: vec![side("our C library", OurC, None), side("Debian's library", Debian, Some(0.97))],
+        });
+    }
+}
+
 /// Frames that are still to be segmented, on a network that cannot: we do it.
 fn cut_by_us(lines: &mut Vec<Line>) {
-    let side =
-        |title, size| Side { title, network: Network::VdeSwitch, ends: Library::Crate, size, wanted: None };
+    let side = |title, size| Side { title, network: Network::VdeSwitch, ends: Crate, size, wanted: None };
     lines.push(Line {
         name: format!("vde_switch, TCP segmented by us, {BIG} B"),
         traffic: Traffic::Pairs(1),
@@ -130,8 +145,8 @@ fn nodes(lines: &mut Vec<Line>) {
                 name: format!("{scheme}, {who}, {size} B"),
                 traffic,
                 sides: vec![
-                    side("Debian's node, our ends", DEBIAN, Library::Crate),
-                    side("Debian's node and ends", DEBIAN, DEBIAN),
+                    side("Debian's node, our ends", Debian, Crate),
+                    side("Debian's node and ends", Debian, Debian),
                 ],
             });
         }
@@ -146,8 +161,8 @@ fn pairs(lines: &mut Vec<Line>) {
             name: format!("ptp, {size} B"),
             traffic: Traffic::Pairs(1),
             sides: vec![
-                side("raw socket pair", Network::Sockets, Library::Raw, Some(0.95)),
-                side("Debian's library", Network::Pair("ptp"), DEBIAN, None),
+                side("raw socket pair", Network::Sockets, Raw, Some(0.95)),
+                side("Debian's library", Network::Pair("ptp"), Debian, None),
             ],
         });
     }

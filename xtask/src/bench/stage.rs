@@ -29,6 +29,9 @@ const OWNER: u8 = 100;
 /// Everybody, as the number of an end.
 const ALL: u8 = 0;
 
+/// What it loads otherwise.
+const DEBIANS_LIBRARY: &str = "/usr/lib/x86_64-linux-gnu/libvdeplug.so.2";
+
 /// The programs that ends are.
 #[derive(Default)]
 pub struct Programs {
@@ -36,6 +39,8 @@ pub struct Programs {
     pub over_crate: PathBuf,
     /// `load-c`.
     pub over_c: PathBuf,
+    /// What it loads: our `libvdeplug.so.2`.
+    pub our_library: String,
 }
 
 /// One end: its process.
@@ -249,7 +254,8 @@ impl End {
         let (program, word) = match library {
             Library::Crate => (&programs.over_crate, "plug"),
             Library::Raw => (&programs.over_crate, "raw"),
-            Library::C(file) => (&programs.over_c, file),
+            Library::OurC => (&programs.over_c, programs.our_library.as_str()),
+            Library::Debian => (&programs.over_c, DEBIANS_LIBRARY),
         };
         let mut command = Command::new(program);
         command.args([word, locator, &size.to_string(), &own.to_string(), &peer.to_string()]);
