@@ -10,6 +10,7 @@ use std::os::fd::BorrowedFd;
 use offload::Header;
 use rustix::io::Errno;
 
+use crate::kernel::{self, PACKET_HEADER_LEN};
 use crate::link::{
     BIG_FRAME_MAX, FRAME_MIN, LinkError, Meter, PIECES_MAX, RxBuf, RxFrame, Sent, TxBuf, TxFrame,
 };
@@ -23,6 +24,29 @@ pub(crate) enum Framing {
     Plain,
     /// A header, and a frame that may be still to be segmented.
     Header,
+    /// The same on a packet socket: a shorter header, and a VLAN tag beside the frame (module `kernel::packet`).
+    Packet,
+}
+
+impl Framing {
+    /// How many bytes of a header stand before a frame.
+    const fn header_len(self) -> usize {
+        match self {
+            Self::Plain => 0,
+            Self::Header => Header::LEN,
+            Self::Packet => PACKET_HEADER_LEN,
+        }
+    }
+
+    /// What a failed call means.
+    fn failure(self, error: io::Error) -> Failure {
+        match Errno::from_io_error(&error) {
+            // An interface's queue is full, or its far end is down. The socket stays writable, so that there would be
+            // nothing to wait for.
+            Some(Errno::NOBUFS) if self == Self::Packet => Failure::Frame,
+            _ => error.into(),
+        }
+    }
 }
 
 /// What a failed call on a data socket means.
@@ -43,11 +67,13 @@ impl From<io::Error> for Failure {
             Some(Errno::AGAIN | Errno::NOBUFS) => Self::Again,
             Some(Errno::INTR) => Self::Interrupted,
             // The memory of a guest may go at any time (FAULT); a kernel refuses a header that does not fit its
-            // frame (INVAL).
-            Some(Errno::MSGSIZE | Errno::FAULT | Errno::INVAL) => Self::Frame,
+            // frame (INVAL); an interface that is down comes up again (NETDOWN, on a tap IO).
+            Some(Errno::MSGSIZE | Errno::FAULT | Errno::INVAL | Errno::NETDOWN | Errno::IO) => Self::Frame,
             Some(Errno::CONNREFUSED | Errno::CONNRESET | Errno::NOTCONN | Errno::PIPE) => {
                 Self::Link(LinkError::Closed)
             }
+            // An interface was removed: NXIO from its packet socket, BADFD from its tap.
+            Some(Errno::NXIO | Errno::NODEV | Errno::BADFD) => Self::Link(LinkError::Closed),
             _ => Self::Link(LinkError::Io(error)),
         }
     }
@@ -83,8 +109,8 @@ pub(crate) fn send(
         // A run of good frames up to the next bad one, which is rare, or to the size of a batch.
         let run = rest.iter().take_while(good).take(sys::BATCH);
         let complete = run.clone().take_while(|frame| frame.header.is_done());
-        let sent = if framing == Framing::Header {
-            send_with_headers(fd, run).map(whole)
+        let sent = if framing != Framing::Plain {
+            send_with_headers(fd, framing, run).map(whole)
         } else if complete.clone().next().is_some() {
             sys::send_batch(fd, complete.map(|frame| frame.bufs)).map(whole).map_err(Failure::from)
         } else {
@@ -117,6 +143,7 @@ fn whole(frames: usize) -> Reached {
 
 fn send_with_headers<'a>(
     fd: BorrowedFd<'_>,
+    framing: Framing,
     frames: impl Iterator<Item = &'a TxFrame<'a>> + Clone,
 ) -> Result<usize, Failure> {
     let headers: Vec<[u8; Header::LEN]> = frames.clone().map(|frame| frame.header.encode(0)).collect();
@@ -124,12 +151,12 @@ fn send_with_headers<'a>(
     let mut bounds = Vec::with_capacity(headers.len());
     for (header, frame) in headers.iter().zip(frames) {
         let start = pieces.len();
-        pieces.push(TxBuf::new(header));
+        pieces.push(TxBuf::new(header.get(..framing.header_len()).unwrap_or(header)));
         pieces.extend_from_slice(frame.bufs);
         bounds.push((start, pieces.len()));
     }
     let datagrams = bounds.iter().map(|&(start, end)| pieces.get(start..end).unwrap_or_default());
-    Ok(sys::send_batch(fd, datagrams)?)
+    sys::send_batch(fd, datagrams).map_err(|error| framing.failure(error))
 }
 
 /// [`Link::recv`](crate::Link::recv) over such a socket.
@@ -139,17 +166,26 @@ pub(crate) fn recv(
     frames: &mut [RxFrame<'_>],
     meter: &Meter,
 ) -> Result<usize, LinkError> {
+    recv_by(frames, meter, |rest| match framing {
+        Framing::Plain => recv_plain(fd, rest),
+        Framing::Header => recv_with_headers(fd, rest),
+        Framing::Packet => kernel::packet_recv(fd, rest),
+    })
+}
+
+/// [`Link::recv`](crate::Link::recv) by a call that receives up to a batch of frames.
+pub(crate) fn recv_by(
+    frames: &mut [RxFrame<'_>],
+    meter: &Meter,
+    mut take: impl FnMut(&mut [RxFrame<'_>]) -> Result<usize, Failure>,
+) -> Result<usize, LinkError> {
     let mut done = 0;
     // Each turn that is not the last takes a datagram from the queue or follows a signal, so a hostile
     // sender can keep this going for no more than the turns that are allowed here.
     for _ in 0..=frames.len() {
         let Some(rest) = frames.get_mut(done..).filter(|rest| !rest.is_empty()) else { break };
         let asked = rest.len().min(sys::BATCH);
-        let got = match framing {
-            Framing::Plain => recv_plain(fd, rest),
-            Framing::Header => recv_with_headers(fd, rest),
-        };
-        match got {
+        match take(rest) {
             Ok(got) => {
                 count(rest.get(..got).unwrap_or_default(), meter);
                 done += got;

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::PluginError;
+use crate::kernel::KernelError;
 use crate::locator::{LocatorError, LocatorProblem, Port};
 
 /// Why a link could not be opened. Each sentence names the word that was wrong and what would be right.
@@ -188,6 +189,10 @@ pub enum OpenError {
         source: io::Error,
     },
 
+    /// A tap or a veth could not be opened.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+
     /// A system call failed for a reason that has nothing to do with the locator.
     #[error("cannot {what}")]
     System {
@@ -242,6 +247,7 @@ impl OpenError {
                 io::ErrorKind::PermissionDenied => OpenErrorKind::Permission,
                 _ => OpenErrorKind::System,
             },
+            Self::Kernel(error) => error.kind(),
             Self::NoDataSocket { .. } | Self::System { .. } => OpenErrorKind::System,
         }
     }

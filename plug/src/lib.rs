@@ -23,6 +23,7 @@ mod error;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
+mod kernel;
 pub mod link;
 pub mod locator;
 mod null;
@@ -38,6 +39,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use error::{OpenError, OpenErrorKind};
+pub use kernel::KernelError;
 pub use link::{Link, LinkError, RxBuf, RxFrame, Sent, Stats, Traffic, TxBuf, TxFrame};
 pub use locator::{Port, VdeLocator};
 pub use offload::Header;
@@ -107,6 +109,8 @@ pub fn open(locator: &str, options: &OpenOptions) -> Result<Arc<dyn Link>, OpenE
     let Target { scheme, argument } = resolve::resolve(locator, std::env::var_os("HOME").as_deref())?;
     Ok(match scheme.as_str() {
         "vde" => Arc::new(vde::VdeLink::open(&VdeLocator::parse(&argument)?, options)?),
+        "tap" => Arc::new(kernel::TapLink::open(&argument, options)?),
+        "veth" => Arc::new(kernel::VethLink::open(&argument, options)?),
         "null" => Arc::new(null::NullLink::open()?),
         _ => {
             locator::check_nested(&argument)?;

@@ -177,18 +177,54 @@ impl<'a> RxFrame<'a> {
 
     /// Puts a frame there, as far as there is room for it, and notes its whole length.
     pub fn fill(&mut self, header: Header, frame: &[u8]) {
-        let mut rest = frame;
-        for piece in self.bufs.iter().take(PIECES_MAX) {
-            let (here, behind) = rest.split_at(rest.len().min(piece.len()));
-            if !here.is_empty() {
-                // SAFETY: whoever made the piece promised that it is writable and that no reference into it is held;
-                // `here` is no longer than it. Private memory never overlaps what was lent.
-                unsafe { std::ptr::copy_nonoverlapping(here.as_ptr(), piece.0.iov_base.cast(), here.len()) };
-            }
-            rest = behind;
-        }
+        self.write_at(0, frame);
         self.header = header;
         self.len = frame.len();
+    }
+
+    /// Puts bytes into the frame that was received, at an offset, before what is there. What there is no room for
+    /// any more is lost, as the frame's length then says.
+    pub(crate) fn insert(&mut self, at: usize, bytes: &[u8]) {
+        let mut behind = vec![0; self.len.saturating_sub(at).min(BIG_FRAME_MAX)];
+        let count = self.read_at(at, &mut behind);
+        behind.truncate(count);
+        self.write_at(at, bytes);
+        self.write_at(at + bytes.len(), &behind);
+        self.len = self.len.saturating_add(bytes.len());
+    }
+
+    /// Copies bytes that are there from `offset` on; returns how many there were.
+    fn read_at(&self, mut offset: usize, to: &mut [u8]) -> usize {
+        let mut done = 0;
+        for piece in self.bufs.iter().take(PIECES_MAX) {
+            let Some(room) = to.get_mut(done..).filter(|room| !room.is_empty()) else { break };
+            let count = piece.len().saturating_sub(offset).min(room.len());
+            if count > 0 {
+                let from = piece.0.iov_base.cast::<u8>().wrapping_add(offset);
+                // SAFETY: whoever made the piece promised that its bytes are mapped and that no reference into them is
+                // held; `offset + count` is at most their number; `room` is private memory of at least `count` bytes.
+                unsafe { std::ptr::copy_nonoverlapping(from, room.as_mut_ptr(), count) };
+            }
+            done += count;
+            offset = offset.saturating_sub(piece.len());
+        }
+        done
+    }
+
+    /// Copies bytes there from `offset` on, as far as there is room.
+    fn write_at(&mut self, mut offset: usize, bytes: &[u8]) {
+        let mut rest = bytes;
+        for piece in self.bufs.iter().take(PIECES_MAX) {
+            let (here, behind) = rest.split_at(rest.len().min(piece.len().saturating_sub(offset)));
+            if !here.is_empty() {
+                let to = piece.0.iov_base.cast::<u8>().wrapping_add(offset);
+                // SAFETY: whoever made the piece promised that it is writable and that no reference into it is held;
+                // `offset` and the length of `here` are at most its length. Private memory never overlaps what was lent.
+                unsafe { std::ptr::copy_nonoverlapping(here.as_ptr(), to, here.len()) };
+            }
+            rest = behind;
+            offset = offset.saturating_sub(piece.len());
+        }
     }
 }
 

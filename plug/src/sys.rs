@@ -13,6 +13,8 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use rustix::net::RecvFlags;
+
 use crate::link::{PIECES_MAX, RxBuf, TxBuf};
 
 /// Frames per system call. The kernel's cost is per datagram; a larger batch would gain nothing and make the
@@ -20,6 +22,24 @@ use crate::link::{PIECES_MAX, RxBuf, TxBuf};
 pub(crate) const BATCH: usize = 64;
 
 type Headers = [MaybeUninit<libc::mmsghdr>; BATCH];
+
+/// Room for what the kernel says beside a datagram, and how much it said.
+#[repr(C, align(8))]
+#[derive(Clone, Copy)]
+pub(crate) struct Control {
+    bytes: [u8; 64],
+    len: usize,
+}
+
+impl Control {
+    /// Room in which nothing is.
+    pub(crate) const EMPTY: Self = Self { bytes: [0; 64], len: 0 };
+
+    /// What the kernel said.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        self.bytes.get(..self.len).unwrap_or_default()
+    }
+}
 
 /// Sends the frames, at most [`BATCH`], in order, without waiting; returns how many went.
 pub(crate) fn send_batch<'a>(
@@ -46,23 +66,46 @@ pub(crate) fn recv_batch<'a>(
     rooms: impl Iterator<Item = &'a [RxBuf<'a>]> + Clone,
     lens: &mut [usize; BATCH],
 ) -> io::Result<usize> {
+    recv_batch_with(fd, rooms, lens, &mut [], RecvFlags::empty())
+}
+
+/// As [`recv_batch`], with what the kernel says beside each of the first datagrams for which there is room for that,
+/// and with more flags.
+pub(crate) fn recv_batch_with<'a>(
+    fd: BorrowedFd<'_>,
+    rooms: impl Iterator<Item = &'a [RxBuf<'a>]> + Clone,
+    lens: &mut [usize; BATCH],
+    controls: &mut [Control],
+    more: RecvFlags,
+) -> io::Result<usize> {
     let mut headers: Headers = [const { MaybeUninit::uninit() }; BATCH];
     let mut count = 0;
+    let mut control_rooms = controls.iter_mut();
     for (slot, room) in headers.iter_mut().zip(rooms.clone()) {
-        slot.write(header(room.as_ptr().cast::<libc::iovec>(), room.len().min(PIECES_MAX)));
+        let header = slot.write(header(room.as_ptr().cast::<libc::iovec>(), room.len().min(PIECES_MAX)));
+        if let Some(control) = control_rooms.next() {
+            header.msg_hdr.msg_control = control.bytes.as_mut_ptr().cast();
+            header.msg_hdr.msg_controllen = control.bytes.len() as _;
+        }
         count += 1;
     }
     // MSG_TRUNC makes the kernel report whole lengths, also of datagrams that did not fit.
-    let flags = libc::MSG_DONTWAIT | libc::MSG_TRUNC;
+    let flags = libc::MSG_DONTWAIT | libc::MSG_TRUNC | more.bits().cast_signed();
     // SAFETY: the first `count` headers are initialised; A and B hold for each, and the pieces are lent for
-    // writing; no time-out is passed; the control and name fields are empty.
+    // writing; no time-out is passed; a control field is empty or the bytes of a `Control` of the caller's; the
+    // name fields are empty.
     let got = unsafe {
         libc::recvmmsg(fd.as_raw_fd(), headers.as_mut_ptr().cast(), count, flags, std::ptr::null_mut())
     };
     let got = usize::try_from(got).map_err(|_| io::Error::last_os_error())?;
+    let mut controls = controls.iter_mut();
     for ((slot, room), len) in headers.iter().zip(rooms).zip(lens).take(got) {
         // SAFETY: `got` is at most `count`, the number of initialised headers.
-        *len = unsafe { slot.assume_init_ref() }.msg_len as usize;
+        let header = unsafe { slot.assume_init_ref() };
+        *len = header.msg_len as usize;
+        if let Some(control) = controls.next() {
+            control.len = header.msg_hdr.msg_controllen as _;
+        }
         let used: usize = room.iter().take(PIECES_MAX).map(|piece| piece.len()).sum();
         // In pieces that were not used there is no room.
         if room.len() > PIECES_MAX && *len > used {

@@ -3,6 +3,9 @@
 
 mod frames;
 mod harness;
+mod kernel;
+mod kernel_tap;
+mod kernel_veth;
 mod life;
 mod locators;
 mod permissions;
