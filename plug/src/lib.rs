@@ -6,6 +6,7 @@
 //!
 //! ```text
 //! text ── resolve ── locator ─┬─ vde ── directory (which socket) ── data_socket ── request ─┐
+//!                             ├─ tap, veth ── kernel ───────────────────────────────────────┤
 //!                             ├─ null ──────────────────────────────────────────────────────┤
 //!                             └─ plugin (libvdeplug_SCHEME.so) ─────────────────────────────┴─ dyn Link
 //! ```
@@ -48,7 +49,7 @@ pub use plugin::PluginError;
 use resolve::Target;
 
 /// The schemes that [`open`] knows itself; others are those of installed plug-ins.
-pub const SCHEMES: &[&str] = &["vde", "null"];
+pub const SCHEMES: &[&str] = &["vde", "tap", "veth", "null"];
 
 /// How to open a link, beside its locator. What the locator says in brackets wins over these.
 #[derive(Clone, Debug)]

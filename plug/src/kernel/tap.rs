@@ -249,6 +249,10 @@ impl Link for TapLink {
         datagram::recv_by(frames, &self.meter, |rest| self.read(rest))
     }
 
+    fn offloads(&self) -> bool {
+        self.offloads
+    }
+
     fn stats(&self) -> Stats {
         self.meter.stats()
     }

@@ -301,6 +301,10 @@ impl Link for VethLink {
         datagram::recv_by(frames, &self.meter, |rest| completer.recv(fd, rest, &self.meter))
     }
 
+    fn offloads(&self) -> bool {
+        self.completer.is_none()
+    }
+
     fn stats(&self) -> Stats {
         self.meter.stats()
     }

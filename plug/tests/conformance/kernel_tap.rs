@@ -16,6 +16,7 @@ fn tap_carries_frames_both_ways() {
         let link = open_in(&space, "tap://t0[mtu=9000/mac=02:00:00:00:00:01/up]", offloads);
         assert_eq!(space.mac("t0"), [2, 0, 0, 0, 0, 1]);
         assert!(space.ip("link show dev t0").contains("mtu 9000"));
+        assert_eq!(link.offloads(), offloads);
         talk(&*link, &space, "t0", offloads);
         let stats = link.stats().total;
         assert!(stats.tx_frames >= 2 && stats.tx_dropped == 0);

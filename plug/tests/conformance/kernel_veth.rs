@@ -20,7 +20,7 @@ fn veth_carries_frames_both_ways() {
         let link = open_in(&here, locator, offloads);
         assert_eq!((here.interfaces(), there.interfaces()), (vec!["v0".to_owned()], vec!["eth0".to_owned()]));
         assert_eq!(there.mac("eth0"), [2, 0, 0, 0, 0, 1]);
-        assert_eq!(link.max_frame(), 9018);
+        assert_eq!((link.max_frame(), link.offloads()), (9018, offloads));
         for (space, name) in [(&here, "v0"), (&there, "eth0")] {
             let text = space.ip(&format!("link show dev {name}"));
             assert!(text.contains("mtu 9000") && text.contains(",UP"), "{text}");
