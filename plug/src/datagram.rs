@@ -129,6 +129,8 @@ pub(crate) fn send(
                 done.dropped += 1;
                 done.segments = segments(done.taken);
             }
+            // Told by the next call, if it lasts.
+            Err(Failure::Link(_)) if done.taken > 0 => break,
             Err(Failure::Link(error)) => return Err(error),
         }
     }

@@ -6,9 +6,9 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::PluginError;
 use crate::kernel::KernelError;
 use crate::locator::{LocatorError, LocatorProblem, Port};
+use crate::{PluginError, PtpError, SeqPacketError, UdpError};
 
 /// Why a link could not be opened. Each sentence names the word that was wrong and what would be right.
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +21,18 @@ pub enum OpenError {
     /// The locator's scheme is that of a plug-in, which could not be used or found.
     #[error(transparent)]
     Plugin(#[from] PluginError),
+
+    /// A `ptp` link could not be opened.
+    #[error(transparent)]
+    Ptp(#[from] PtpError),
+
+    /// A `udp` link could not be opened.
+    #[error(transparent)]
+    Udp(#[from] UdpError),
+
+    /// An inherited socket could not be used.
+    #[error(transparent)]
+    SeqPacket(#[from] SeqPacketError),
 
     /// A file was named whose first line should have been a locator.
     #[error(
@@ -226,6 +238,9 @@ impl OpenError {
     pub fn kind(&self) -> OpenErrorKind {
         match self {
             Self::Plugin(error) => error.kind(),
+            Self::Ptp(error) => error.kind(),
+            Self::Udp(error) => error.kind(),
+            Self::SeqPacket(error) => error.kind(),
             Self::Locator(_) | Self::Option(_) | Self::NameTooLong { .. } | Self::UnknownGroup { .. } => {
                 OpenErrorKind::Usage
             }

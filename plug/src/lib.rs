@@ -27,13 +27,17 @@ pub mod fuzzing;
 mod kernel;
 pub mod link;
 pub mod locator;
+mod lossy;
 mod null;
 mod plugin;
+mod ptp;
 mod resolve;
+mod seqpacket;
 mod single;
 mod soft;
 pub mod stream;
 mod sys;
+mod udp;
 mod vde;
 
 use std::sync::Arc;
@@ -45,11 +49,14 @@ pub use link::{Link, LinkError, RxBuf, RxFrame, Sent, Stats, Traffic, TxBuf, TxF
 pub use locator::{Port, VdeLocator};
 pub use offload::Header;
 pub use plugin::PluginError;
+pub use ptp::{Form as PtpForm, PtpError};
+pub use seqpacket::SeqPacketError;
+pub use udp::UdpError;
 
 use resolve::Target;
 
 /// The schemes that [`open`] knows itself; others are those of installed plug-ins.
-pub const SCHEMES: &[&str] = &["vde", "tap", "veth", "null"];
+pub const SCHEMES: &[&str] = &["vde", "ptp", "udp", "seqpacket", "tap", "veth", "null"];
 
 /// How to open a link, beside its locator. What the locator says in brackets wins over these.
 #[derive(Clone, Debug)]
@@ -112,6 +119,9 @@ pub fn open(locator: &str, options: &OpenOptions) -> Result<Arc<dyn Link>, OpenE
         "vde" => Arc::new(vde::VdeLink::open(&VdeLocator::parse(&argument)?, options)?),
         "tap" => Arc::new(kernel::TapLink::open(&argument, options)?),
         "veth" => Arc::new(kernel::VethLink::open(&argument, options)?),
+        "ptp" => ptp::open(&argument, options)?,
+        "udp" => Arc::new(udp::UdpLink::open(&argument)?),
+        "seqpacket" => Arc::new(seqpacket::SeqPacketLink::open(&argument)?),
         "null" => Arc::new(null::NullLink::open()?),
         _ => {
             locator::check_nested(&argument)?;

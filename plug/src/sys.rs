@@ -11,7 +11,7 @@
 use std::ffi::{CStr, CString};
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use rustix::net::RecvFlags;
 
@@ -123,6 +123,17 @@ fn header(pieces: *const libc::iovec, len: usize) -> libc::mmsghdr {
     header.msg_hdr.msg_iov = pieces.cast_mut();
     header.msg_hdr.msg_iovlen = len as _;
     header
+}
+
+/// A descriptor of our own for what is open under a number that somebody named.
+pub(crate) fn duplicate(number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: any number may be asked for; no memory is involved.
+    let fd = unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: made just above, and nobody else knows of it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Login name of a user.

@@ -8,7 +8,7 @@
 //! A dead switch shows on the stream alone (end of file); the data socket stays quiet until something is
 //! sent. The stream is therefore the control descriptor and has to be watched.
 
-mod data_socket;
+pub(crate) mod data_socket;
 mod directory;
 mod request;
 

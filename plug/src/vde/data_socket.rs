@@ -168,7 +168,7 @@ fn bind_somewhere(socket: &OwnedFd, directory: &Path) -> Result<Name, OpenError>
 }
 
 /// A descriptor of a socket's name itself, and what it is. A symbolic link is no socket.
-pub(super) fn pin(directory: impl AsFd, path: &Path) -> Result<(OwnedFd, Stat), Errno> {
+pub(crate) fn pin(directory: impl AsFd, path: &Path) -> Result<(OwnedFd, Stat), Errno> {
     let handle = openat(directory, path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
     let stat = fstat(&handle)?;
     match FileType::from_raw_mode(stat.st_mode) {
@@ -177,7 +177,8 @@ pub(super) fn pin(directory: impl AsFd, path: &Path) -> Result<(OwnedFd, Stat), 
     }
 }
 
-fn chgrp(handle: &OwnedFd, gid: u32) -> Result<(), Errno> {
+/// Changes a group through a handle.
+pub(crate) fn chgrp(handle: &OwnedFd, gid: u32) -> Result<(), Errno> {
     if gid == u32::MAX {
         return Err(Errno::INVAL);
     }
@@ -190,7 +191,7 @@ fn name_of(handle: &OwnedFd) -> String {
 }
 
 /// Changes a mode through a handle. The kernel has a call for it only since 6.6.
-fn chmod(handle: &OwnedFd, mode: u32) -> Result<(), Errno> {
+pub(crate) fn chmod(handle: &OwnedFd, mode: u32) -> Result<(), Errno> {
     rustix::fs::chmodat(CWD, name_of(handle), Mode::from_raw_mode(mode), AtFlags::empty())
 }
 

@@ -336,3 +336,54 @@ pub fn broadcast(from: u8, len: usize) -> Vec<u8> {
     frame.resize(len, from);
     frame
 }
+
+/// Debian's `vde_plug`, whose standard streams carry the frames of a locator.
+pub struct VdePlug {
+    child: Child,
+    input: std::process::ChildStdin,
+    output: std::process::ChildStdout,
+}
+
+impl VdePlug {
+    pub fn start(locator: &str) -> Self {
+        let child =
+            Command::new("vde_plug").arg(locator).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+        let mut child = child.expect("vde_plug has to be installed (package vdeplug)");
+        let (input, output) = (child.stdin.take().expect("piped"), child.stdout.take().expect("piped"));
+        Self { child, input, output }
+    }
+
+    pub fn send(&mut self, frame: &[u8]) {
+        let len = u16::try_from(frame.len()).expect("short").to_be_bytes();
+        self.input.write_all(&[&len, frame].concat()).expect("vde_plug reads");
+    }
+
+    pub fn has_output(&self) -> bool {
+        let mut fds = [PollFd::new(&self.output, PollFlags::IN)];
+        poll(&mut fds, Some(&Timespec::default())).expect("poll") > 0
+    }
+
+    /// Waits for a frame.
+    pub fn receive(&mut self) -> Vec<u8> {
+        assert!(readable(&self.output), "vde_plug shows no frame");
+        let mut len = [0; 2];
+        self.output.read_exact(&mut len).expect("a length");
+        let mut frame = vec![0; usize::from(u16::from_be_bytes(len))];
+        self.output.read_exact(&mut frame).expect("a frame");
+        frame
+    }
+
+    /// Kills it, without a chance to clean up.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("kill");
+        self.child.wait().expect("wait");
+    }
+}
+
+impl Drop for VdePlug {
+    fn drop(&mut self) {
+        // Both fail when a test has killed it.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -10,4 +10,6 @@ mod life;
 mod locators;
 mod permissions;
 mod plugins;
+mod ptp;
 mod request;
+mod udp;
