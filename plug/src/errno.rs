@@ -11,6 +11,8 @@
 //! | `EPROTO` | what listens there does not speak the protocol |
 //! | `EPROTONOSUPPORT` | the scheme is unknown |
 //! | `ENAMETOOLONG` | the switch's directory leaves no room for the names of sockets |
+//! | `EBUSY` | the tap is in use |
+//! | `EEXIST` | there is an interface of the name already |
 //! | `EINVAL` | the locator or an option cannot be read, the group is unknown |
 //!
 //! All else is the number of the system call that failed, or the one that stands for the error's class.
@@ -24,6 +26,7 @@ use rustix::io::Errno;
 
 use crate::PluginError;
 use crate::error::{OpenError, OpenErrorKind};
+use crate::kernel::KernelError;
 use crate::link::LinkError;
 use crate::locator::Port;
 
@@ -35,6 +38,8 @@ impl OpenError {
             Self::Plugin(PluginError::Missing { .. } | PluginError::BadScheme { .. }) => {
                 Errno::PROTONOSUPPORT
             }
+            Self::Kernel(KernelError::TapInUse { .. }) => Errno::BUSY,
+            Self::Kernel(KernelError::NameTaken { .. } | KernelError::OtherPeer { .. }) => Errno::EXIST,
             Self::NoSwitch { .. } | Self::NoDefaultSwitch | Self::NoPortGroup { .. } => Errno::NOENT,
             Self::NotASwitch { path, .. } if path.is_dir() => Errno::NOENT,
             Self::NotASwitch { .. } => Errno::NOTDIR,
@@ -103,6 +108,9 @@ mod tests {
             (format!("{dir}[group=no such group]"), Errno::INVAL),
             (format!("{dir}[99999999999]"), Errno::INVAL),
             ("no-such-scheme://".to_owned(), Errno::PROTONOSUPPORT),
+            ("veth://no-such-one".to_owned(), Errno::NOENT),
+            ("veth://lo[peer=a]".to_owned(), Errno::EXIST),
+            ("tap://a/b".to_owned(), Errno::INVAL),
         ] {
             let error = open(&locator, &OpenOptions::default()).expect_err(&locator);
             assert_eq!(error.errno(), errno.raw_os_error(), "{locator}: {error}");

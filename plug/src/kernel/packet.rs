@@ -37,6 +37,9 @@ const TAG_LEN: usize = 4;
 /// default (208 KiB) holds three.
 const BUFFER: usize = 4 << 20;
 
+/// How many frames are thrown away in a call: more than the socket can hold, so that what is there after them came since.
+const LOST_MAX: usize = 1 << 14;
+
 // The kernel reads and writes the headers of packet sockets in the machine's order.
 const _: () = assert!(cfg!(target_endian = "little"), "headers are little endian here");
 
@@ -150,36 +153,38 @@ impl Completer {
         Self { room: vec![0; TAG_LEN + BIG_FRAME_MAX], pending: None, segment: Vec::new() }
     }
 
-    /// Receives a batch of frames, complete.
+    /// Receives a batch of frames, complete. Fewer than a batch means that the socket is empty, as callers rely on: what
+    /// cannot be completed is thrown away on the way.
     pub(super) fn recv(
         &mut self,
         fd: BorrowedFd<'_>,
         frames: &mut [RxFrame<'_>],
         meter: &Meter,
     ) -> Result<usize, Failure> {
-        let mut done = 0;
+        let (mut done, mut lost) = (0, 0);
         while let Some(frame) = frames.get_mut(done).filter(|_| done < BATCH) {
             if self.pending.is_none() {
                 match self.peek(fd) {
                     Ok(Some(pending)) => self.pending = Some(pending),
-                    // What cannot be completed is thrown away, in a turn of its own.
                     Ok(None) => {
                         meter.received(0, 0, 1);
                         discard(fd);
-                        if done == 0 {
-                            return Err(Failure::Frame);
-                        }
-                        break;
+                        lost += 1;
                     }
+                    Err(Failure::Interrupted | Failure::Frame) if lost < LOST_MAX => lost += 1,
                     Err(_) if done > 0 => break,
                     Err(failure) => return Err(failure),
                 }
             }
-            if self.fill(frame) {
-                self.pending = None;
-                discard(fd);
+            if self.pending.is_some() {
+                if self.fill(frame) {
+                    self.pending = None;
+                    discard(fd);
+                }
+                done += 1;
+            } else if lost >= LOST_MAX {
+                break;
             }
-            done += 1;
         }
         Ok(done)
     }

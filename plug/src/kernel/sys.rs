@@ -119,6 +119,23 @@ pub(super) fn packet_is_bound(fd: BorrowedFd<'_>) -> io::Result<bool> {
     Ok(address.sll_ifindex > 0)
 }
 
+/// How many frames a packet socket had no room for since this was last asked.
+pub(super) fn packet_lost(fd: BorrowedFd<'_>) -> io::Result<u32> {
+    let mut statistics = libc::tpacket_stats { tp_packets: 0, tp_drops: 0 };
+    let mut len = len_of::<libc::tpacket_stats>();
+    // SAFETY: B; the kernel writes at most `len` bytes of the statistics, and the length.
+    let result = unsafe {
+        libc::getsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_PACKET,
+            libc::PACKET_STATISTICS,
+            (&raw mut statistics).cast(),
+            &raw mut len,
+        )
+    };
+    check(result).map(|()| statistics.tp_drops)
+}
+
 /// Whether a descriptor is a network namespace.
 pub(super) fn is_net_namespace(fd: BorrowedFd<'_>) -> bool {
     // SAFETY: this one takes no argument; a file of another kind refuses it.

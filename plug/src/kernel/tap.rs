@@ -39,6 +39,10 @@ use crate::sys::BATCH;
 /// have to be 6.2 or later, and it is told by the program that sends, so that hardly any does.
 const OFFLOADS: libc::c_uint = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
 
+/// How many frames are lost in a call, to rooms that are not there any more: more than a tap's queue holds, so that what
+/// is there after them came since.
+const LOST_MAX: usize = 1 << 14;
+
 const KEYS: [&str; 6] = ["mtu", "mac", "up", "netns", "multi", "persist"];
 
 /// An open tap.
@@ -111,16 +115,18 @@ impl TapLink {
         Ok(Self { queue, name, offloads, meter: Meter::default() })
     }
 
-    /// Receives frames as long as there are some, up to a batch.
+    /// Receives frames as long as there are some, up to a batch. Fewer mean that there are no more, as callers rely on.
     fn read(&self, frames: &mut [RxFrame<'_>]) -> Result<usize, Failure> {
-        for (count, frame) in frames.iter_mut().take(BATCH).enumerate() {
+        let (mut done, mut lost) = (0, 0);
+        while let Some(frame) = frames.get_mut(done).filter(|_| done < BATCH) {
             match self.read_one(frame) {
-                Ok(()) => {}
-                Err(_) if count > 0 => return Ok(count),
+                Ok(()) => done += 1,
+                Err(Failure::Interrupted | Failure::Frame) if lost < LOST_MAX => lost += 1,
+                Err(_) if done > 0 => break,
                 Err(failure) => return Err(failure),
             }
         }
-        Ok(frames.len().min(BATCH))
+        Ok(done)
     }
 
     fn read_one(&self, frame: &mut RxFrame<'_>) -> Result<(), Failure> {

@@ -4,6 +4,7 @@
 mod frames;
 mod harness;
 mod kernel;
+mod kernel_offloads;
 mod kernel_tap;
 mod kernel_veth;
 mod life;
