@@ -74,6 +74,11 @@ enum State {
 }
 
 impl Decoder {
+    /// A decoder that has from the beginning all the memory that it will ever need.
+    pub fn preallocated() -> Self {
+        Self { frame: Vec::with_capacity(FRAME_MAX), ..Self::default() }
+    }
+
     /// Takes the next bytes of the stream, all of them, and tells what they complete.
     pub fn feed(&mut self, mut bytes: &[u8], mut each: impl FnMut(Event<'_>)) {
         while let Some(event) = self.next(&mut bytes) {

@@ -68,6 +68,18 @@ const TOOLS: &[Tool] = &[
     plug_in!("vlan", "VLAN tags on a link"),
     plug_in!("agno", "encrypted links"),
     plug_in!("pcap", "links to an interface"),
+    program("vdeq", "vde2", "a program on the C library: the original of ours"),
+    program("vdens", "vdens", "a program on the C library: namespaces on the switch"),
+    Tool {
+        package: "libvdeplug-dev",
+        seen_by: Seen::File("/usr/include/libvdeplug.h"),
+        purpose: "the original C library, to compile with",
+    },
+    Tool {
+        package: "libvdestack-dev",
+        seen_by: Seen::File("/usr/include/vdestack.h"),
+        purpose: "a library on the C library: stacks in a program",
+    },
     program("dpdk-testpmd", "dpdk-dev", "a second virtio driver"),
     program("strace", "strace", "counts the wake-ups of an idle back end"),
     program("ip", "iproute2", "network namespaces of tests"),

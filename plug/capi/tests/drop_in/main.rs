@@ -11,3 +11,6 @@ mod calls;
 #[expect(dead_code, reason = "the tests of the Rust interface use the rest of it")]
 mod harness;
 mod library;
+mod process;
+mod programs;
+mod stream;
