@@ -19,6 +19,14 @@ pub const INDIRECT: u64 = 1 << 28;
 pub const MQ: u64 = 1 << 22;
 pub const MRG_RXBUF: u64 = 1 << 15;
 pub const CSUM: u64 = 1;
+pub const GUEST_CSUM: u64 = 1 << 1;
+pub const GUEST_TSO4: u64 = 1 << 7;
+pub const GUEST_TSO6: u64 = 1 << 8;
+pub const GUEST_ECN: u64 = 1 << 9;
+pub const HOST_TSO4: u64 = 1 << 11;
+pub const HOST_TSO6: u64 = 1 << 12;
+pub const HOST_ECN: u64 = 1 << 13;
+pub const HOST_USO: u64 = 1 << 56;
 const PROTOCOL_FEATURES: u64 = 1 << 30;
 
 const USER: u64 = 0x7f00_0000_0000;

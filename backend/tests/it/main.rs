@@ -5,4 +5,5 @@ mod data;
 mod dpdk;
 mod driver;
 mod life;
+mod offload;
 mod world;
