@@ -12,7 +12,7 @@
 //! | `EPROTONOSUPPORT` | the scheme is unknown |
 //! | `ENAMETOOLONG` | the switch's directory leaves no room for the names of sockets |
 //! | `EBUSY` | the tap is in use |
-//! | `EEXIST` | there is an interface of the name already |
+//! | `EEXIST` | there is an interface of the name already; a network is served there already, or its directory is something else |
 //! | `EINVAL` | the locator or an option cannot be read, the group is unknown |
 //!
 //! All else is the number of the system call that failed, or the one that stands for the error's class.
@@ -29,6 +29,7 @@ use crate::error::{OpenError, OpenErrorKind};
 use crate::kernel::KernelError;
 use crate::link::LinkError;
 use crate::locator::Port;
+use crate::node::NodeError;
 
 impl OpenError {
     /// The number in `errno.h` that says it best.
@@ -49,7 +50,14 @@ impl OpenError {
             Self::Refused { .. } => Errno::CONNREFUSED,
             Self::BusySwitch { .. } | Self::NoAnswer { .. } => Errno::TIMEDOUT,
             Self::BadAnswer { .. } => Errno::PROTO,
-            Self::NameTooLong { .. } => Errno::NAMETOOLONG,
+            Self::NameTooLong { .. } | Self::Node(NodeError::NameTooLong { .. }) => Errno::NAMETOOLONG,
+            // That a directory can be made is how Debian's library knows that nobody serves a network there.
+            Self::Node(
+                NodeError::Served { .. }
+                | NodeError::Foreign { .. }
+                | NodeError::Occupied { .. }
+                | NodeError::NotADirectory { .. },
+            ) => Errno::EXIST,
             other => return of_cause(other).unwrap_or_else(|| of_kind(other.kind()).raw_os_error()),
         };
         errno.raw_os_error()

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::kernel::KernelError;
 use crate::locator::{LocatorError, LocatorProblem, Port};
+use crate::node::NodeError;
 use crate::{PluginError, PtpError, SeqPacketError, UdpError};
 
 /// Why a link could not be opened. Each sentence names the word that was wrong and what would be right.
@@ -33,6 +34,10 @@ pub enum OpenError {
     /// An inherited socket could not be used.
     #[error(transparent)]
     SeqPacket(#[from] SeqPacketError),
+
+    /// A network could not be served.
+    #[error(transparent)]
+    Node(#[from] NodeError),
 
     /// A file was named whose first line should have been a locator.
     #[error(
@@ -237,6 +242,7 @@ impl OpenError {
     /// The coarse class of this error.
     pub fn kind(&self) -> OpenErrorKind {
         match self {
+            Self::Node(error) => error.kind(),
             Self::Plugin(error) => error.kind(),
             Self::Ptp(error) => error.kind(),
             Self::Udp(error) => error.kind(),

@@ -2,11 +2,13 @@
 //!
 //! [`open`] turns a locator (`/run/sw[5]`, `vde:///run/sw`, `null://`, a file that holds one, or nothing for
 //! the user's default network) into a [`Link`], through which Ethernet frames are sent and received in
-//! batches. It knows no virtio, starts no threads and has no state beside the links that it opened.
+//! batches. It knows no virtio, has no state beside the links that it opened, and starts no threads but one for each
+//! network that it serves itself (`switch:///tmp/sw`).
 //!
 //! ```text
 //! text ── resolve ── locator ─┬─ vde ── directory (which socket) ── data_socket ── request ─┐
 //!                             ├─ tap, veth ── kernel ───────────────────────────────────────┤
+//!                             ├─ multi, hub, switch, bonding ── node ───────────────────────┤
 //!                             ├─ null ──────────────────────────────────────────────────────┤
 //!                             └─ plugin (libvdeplug_SCHEME.so) ─────────────────────────────┴─ dyn Link
 //! ```
@@ -28,6 +30,7 @@ mod kernel;
 pub mod link;
 pub mod locator;
 mod lossy;
+mod node;
 mod null;
 mod plugin;
 mod ptp;
@@ -47,6 +50,7 @@ pub use error::{OpenError, OpenErrorKind};
 pub use kernel::KernelError;
 pub use link::{Link, LinkError, RxBuf, RxFrame, Sent, Stats, Traffic, TxBuf, TxFrame};
 pub use locator::{Port, VdeLocator};
+pub use node::NodeError;
 pub use offload::Header;
 pub use plugin::PluginError;
 pub use ptp::{Form as PtpForm, PtpError};
@@ -56,7 +60,8 @@ pub use udp::UdpError;
 use resolve::Target;
 
 /// The schemes that [`open`] knows itself; others are those of installed plug-ins.
-pub const SCHEMES: &[&str] = &["vde", "ptp", "udp", "seqpacket", "tap", "veth", "null"];
+pub const SCHEMES: &[&str] =
+    &["vde", "ptp", "udp", "seqpacket", "tap", "veth", "multi", "bonding", "hub", "switch", "null"];
 
 /// How to open a link, beside its locator. What the locator says in brackets wins over these.
 #[derive(Clone, Debug)]
@@ -122,6 +127,10 @@ pub fn open(locator: &str, options: &OpenOptions) -> Result<Arc<dyn Link>, OpenE
         "ptp" => ptp::open(&argument, options)?,
         "udp" => Arc::new(udp::UdpLink::open(&argument)?),
         "seqpacket" => Arc::new(seqpacket::SeqPacketLink::open(&argument)?),
+        "multi" => Arc::new(node::NodeLink::open(node::Kind::Multi, &argument, options)?),
+        "bonding" => Arc::new(node::NodeLink::open(node::Kind::Bonding, &argument, options)?),
+        "hub" => Arc::new(node::NodeLink::open(node::Kind::Hub, &argument, options)?),
+        "switch" => Arc::new(node::NodeLink::open(node::Kind::Switch, &argument, options)?),
         "null" => Arc::new(null::NullLink::open()?),
         _ => {
             locator::check_nested(&argument)?;

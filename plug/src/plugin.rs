@@ -39,7 +39,7 @@ use crate::{OpenErrorKind, OpenOptions, vde};
 const CHORES: usize = 4096;
 
 /// Schemes that a package of Debian brings.
-const PACKAGES: [(&str, &str); 9] = [
+const PACKAGES: [(&str, &str); 8] = [
     ("agno", "libvdeplug-agno"),
     ("pcap", "libvdeplug-pcap"),
     ("slirp", "libvdeplug-slirp"),
@@ -47,7 +47,6 @@ const PACKAGES: [(&str, &str); 9] = [
     ("vlan", "libvdeplug-vlan"),
     ("vxlan", "libvdeplug2"),
     ("vxvde", "libvdeplug2"),
-    ("bonding", "libvdeplug2"),
     ("macvtap", "libvdeplug2 (newer than 4.0.1)"),
 ];
 

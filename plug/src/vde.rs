@@ -10,7 +10,7 @@
 
 pub(crate) mod data_socket;
 mod directory;
-mod request;
+pub(crate) mod request;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;

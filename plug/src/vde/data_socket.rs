@@ -186,7 +186,7 @@ pub(crate) fn chgrp(handle: &OwnedFd, gid: u32) -> Result<(), Errno> {
 }
 
 /// A name that leads to what a handle is of, and to nothing that is put in its place.
-fn name_of(handle: &OwnedFd) -> String {
+pub(crate) fn name_of(handle: &OwnedFd) -> String {
     format!("/proc/self/fd/{}", handle.as_raw_fd())
 }
 
@@ -211,7 +211,7 @@ fn sweep(directory: &Path) {
 }
 
 /// Whether a name is of the form `.PPPPP-SSSSS`.
-fn is_client_name(name: &[u8]) -> bool {
+pub(crate) fn is_client_name(name: &[u8]) -> bool {
     let number = |part: &[u8]| part.len() >= 5 && part.iter().all(u8::is_ascii_digit);
     let Some(name) = name.strip_prefix(b".") else { return false };
     let mut parts = name.splitn(2, |&byte| byte == b'-');

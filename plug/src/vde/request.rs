@@ -7,22 +7,22 @@ use std::path::{Path, PathBuf};
 use crate::locator::Port;
 use crate::sys;
 
-const MAGIC: u32 = 0xfeed_face;
-const VERSION: u32 = 3;
+pub(crate) const MAGIC: u32 = 0xfeed_face;
+pub(crate) const VERSION: u32 = 3;
 /// Request kinds, the low 8 bits of the type word.
-const NEW_CONNECTION: u32 = 0;
+pub(crate) const NEW_CONNECTION: u32 = 0;
 const MANAGEMENT_PORT: u32 = 1;
 
 const AF_UNIX: u16 = 1;
 /// Room for a path in `sockaddr_un`.
-pub(super) const SUN_PATH_LEN: usize = 108;
+pub(crate) const SUN_PATH_LEN: usize = 108;
 /// Longest description, in bytes.
-const DESCRIPTION_MAX: usize = 127;
+pub(crate) const DESCRIPTION_MAX: usize = 127;
 /// Length of the answer: one `sockaddr_un`.
 pub const ANSWER_LEN: usize = 2 + SUN_PATH_LEN;
 
 /// The word at the end of a description by which a client of this project says that it takes big frames.
-const BIG_WORD: &str = " gso=1";
+pub(crate) const BIG_WORD: &str = " gso=1";
 /// The end of the name of a data socket by which a node of this project says that both will exchange big frames.
 pub(crate) const BIG_SUFFIX: &[u8] = b"+gso";
 
@@ -51,7 +51,7 @@ fn describe(text: &str, user: &str, pid: u32, ssh: Option<&str>, big: bool) -> S
 }
 
 /// The request, to be sent by one call. The name of the data socket fits by construction of that socket.
-pub(super) fn encode(port: &Port, data_socket: &Path, description: &str) -> Vec<u8> {
+pub(crate) fn encode(port: &Port, data_socket: &Path, description: &str) -> Vec<u8> {
     let kind = match port {
         Port::Any | Port::Group(_) => NEW_CONNECTION,
         Port::Number(number) => number << 8 | NEW_CONNECTION,

@@ -1,0 +1,130 @@
+//! Networks that we serve ourselves: `multi://`, `hub://`, `switch://`, `bonding://` (VDE facts, section 4).
+//!
+//! Theory of operation. A node is a directory with a socket `ctl` that speaks the protocol of a VDE switch, so that every
+//! VDE program can join it. Who opens it is the *owner*; who joins is a *peer*.
+//!
+//! | | the owner's frames go to | a peer's frames go to |
+//! |---|---|---|
+//! | multi | all peers | the owner |
+//! | bonding | the peers in turn | the owner |
+//! | hub | all peers | all others and the owner |
+//! | switch | the peer that was seen to have the address, else all | the same, or the owner |
+//!
+//! ```text
+//!  settings ─ place (directory) ─ server (thread) ─┬─ request ─ peer (two sockets)
+//!                                                  └─ relay ─ net (who gets what) ─┬─ table (addresses)
+//!                           owner ── send, recv ───────────┘                       └─ inbox (for the owner)
+//! ```
+//!
+//! A thread of the node takes peers in and sees them off, so nobody has to call anything for that, and a process can join
+//! its own node. In a multi and a bonding the owner reads and writes the peers' sockets itself: no thread stands between.
+//! In a hub and a switch the thread moves frames between peers and leaves the owner's share in an inbox.
+//!
+//! Nobody ever waits for a peer: a frame that one does not take is lost for that one, and counted there. So the owner's
+//! frames are all taken at once, and the data descriptor is never writable because it never needs to be.
+//!
+//! Runts are dropped; a frame of any length up to 64 KiB is passed on whole, unpadded and with its tags. Between programs of
+//! this project big frames pass undone; for all others they are completed and segmented.
+
+mod error;
+mod inbox;
+mod net;
+mod peer;
+mod place;
+mod relay;
+mod request;
+mod server;
+mod settings;
+mod sys;
+mod table;
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use rustix::event::{EventfdFlags, eventfd};
+
+pub use error::NodeError;
+pub(crate) use net::Kind;
+
+use crate::OpenOptions;
+use crate::error::OpenError;
+use crate::link::{BIG_FRAME_MAX, Link, LinkError, RxFrame, Sent, Stats, TxFrame};
+
+use net::Net;
+use place::Place;
+use server::Server;
+use settings::Settings;
+
+/// Stack of the thread, most of which holds batches of frames' headers.
+const STACK: usize = 256 << 10;
+
+/// A network that this process serves, as its owner's link.
+#[derive(Debug)]
+pub(crate) struct NodeLink {
+    net: Arc<Net>,
+    /// Readable when the thread is to end.
+    stop: Arc<OwnedFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl NodeLink {
+    /// Makes the network. What the locator says wins over the options.
+    pub(crate) fn open(kind: Kind, argument: &str, options: &OpenOptions) -> Result<Self, OpenError> {
+        let Settings { path, access, table } = Settings::parse(argument, options)?;
+        let system = |what| move |errno: rustix::io::Errno| NodeError::System { what, source: errno.into() };
+        let net = Net::new(kind, options.offloads, &table).map_err(system("make a descriptor"))?;
+        let net = Arc::new(net);
+        let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
+        let stop = Arc::new(stop.map_err(system("make a descriptor"))?);
+        let (place, listener) = Place::take(&path, &access)?;
+        let server = Server::new(net.clone(), place, listener, &stop).map_err(system("make a descriptor"))?;
+        let builder = std::thread::Builder::new().name("node".into()).stack_size(STACK);
+        let thread = sys::without_signals(|| builder.spawn(move || server.run()))
+            .map_err(|source| NodeError::System { what: "start the network's thread", source })?;
+        Ok(Self { net, stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for NodeLink {
+    /// Ends the network: all peers see it, and nothing is left of it when this returns.
+    fn drop(&mut self) {
+        // It cannot fail: nobody else writes there.
+        let _ = rustix::io::write(&self.stop, &1_u64.to_ne_bytes());
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            log::error!("the thread of a network panicked");
+        }
+    }
+}
+
+impl Link for NodeLink {
+    fn data_fd(&self) -> BorrowedFd<'_> {
+        self.net.owner_fd()
+    }
+
+    fn control_fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    fn max_frame(&self) -> usize {
+        BIG_FRAME_MAX
+    }
+
+    fn send(&self, frames: &[TxFrame<'_>]) -> Result<Sent, LinkError> {
+        Ok(self.net.send(frames))
+    }
+
+    fn recv(&self, frames: &mut [RxFrame<'_>]) -> Result<usize, LinkError> {
+        self.net.recv(frames).map_err(|errno| LinkError::Io(errno.into()))
+    }
+
+    fn stats(&self) -> Stats {
+        self.net.stats()
+    }
+
+    fn check_control(&self) -> Result<(), LinkError> {
+        Ok(())
+    }
+}
