@@ -257,8 +257,9 @@ impl Server {
                 News::Open(opened) => {
                     state.up = true;
                     state.patience.opened();
-                    log::warn!("{}: link '{locator}' is up again", served.name);
                     served.nic.set_link(link, &opened);
+                    // Whoever reads this may count on it.
+                    log::warn!("{}: link '{locator}' is up again", served.name);
                 }
             }
         }
