@@ -7,7 +7,7 @@ use anyhow::Result;
 use vdeplug::{Link, OpenOptions, RxBuf, RxFrame, TxBuf, TxFrame};
 
 use crate::frame::Frame;
-use crate::{BATCH, End, ROOM};
+use crate::{BATCH, BIG_ROOM, End, ROOM};
 
 /// A link, and room for a batch of frames, which lives as long as the process.
 pub struct Plug {
@@ -22,8 +22,9 @@ impl Plug {
     pub fn open(locator: &str, offloads: bool) -> Result<Self> {
         let options = OpenOptions { description: "vde-load".into(), offloads, ..OpenOptions::default() };
         let link = vdeplug::open(locator, &options)?;
-        let memory = Vec::leak(vec![0; BATCH * ROOM]);
-        let bufs: Vec<RxBuf<'static>> = memory.chunks_exact_mut(ROOM).map(RxBuf::new).collect();
+        let room = if offloads { BIG_ROOM } else { ROOM };
+        let memory = Vec::leak(vec![0; BATCH * room]);
+        let bufs: Vec<RxBuf<'static>> = memory.chunks_exact_mut(room).map(RxBuf::new).collect();
         let rooms = Vec::leak(bufs).chunks_exact(1).map(RxFrame::new).collect();
         Ok(Self { link, rooms, segments: 0 })
     }

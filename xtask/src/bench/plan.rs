@@ -1,6 +1,6 @@
 //! What is measured: the lines of the table.
 
-use Library::{Crate, Debian, OurC, Raw};
+use Library::{Crate, CrateBig, Debian, OurC, Raw};
 
 /// One load, and who carries it.
 pub struct Line {
@@ -61,6 +61,8 @@ pub enum Library {
     Raw,
     /// Our C library.
     OurC,
+    /// Our crate, with big frames.
+    CrateBig,
     /// Debian's C library.
     Debian,
 }
@@ -81,6 +83,7 @@ pub fn lines() -> Vec<Line> {
     c_libraries(&mut lines);
     cut_by_us(&mut lines);
     nodes(&mut lines);
+    big_frames(&mut lines);
     pairs(&mut lines);
     lines
 }
@@ -137,19 +140,46 @@ fn nodes(lines: &mut Vec<Line>) {
     ];
     for (scheme, who, traffic) in loads {
         for size in SIZES {
-            let side = |title, owner, ends| {
+            let side = |title, owner, ends, wanted| {
                 let network = Network::Node(scheme, owner);
-                Side { title, network, ends, size, wanted: None }
+                Side { title, network, ends, size, wanted }
             };
             lines.push(Line {
                 name: format!("{scheme}, {who}, {size} B"),
                 traffic,
                 sides: vec![
-                    side("Debian's node, our ends", Debian, Crate),
-                    side("Debian's node and ends", Debian, Debian),
+                    side("our node and ends", Crate, Crate, None),
+                    side("Debian's node, our ends", Debian, Crate, None),
+                    side("Debian's node and ends", Debian, Debian, Some(1.6)),
                 ],
             });
         }
+    }
+}
+
+/// Frames that are still to be segmented, between ends that agreed on that with the node.
+fn big_frames(lines: &mut Vec<Line>) {
+    let loads = [
+        ("multi", "2 peers to the owner", Traffic::ToOwner(2)),
+        ("multi", "the owner to 2 peers", Traffic::FromOwner(2)),
+        ("switch", "2 peers", Traffic::Pairs(1)),
+    ];
+    for (scheme, who, traffic) in loads {
+        let side = |title, library, size, wanted| Side {
+            title,
+            network: Network::Node(scheme, library),
+            ends: library,
+            size,
+            wanted,
+        };
+        lines.push(Line {
+            name: format!("{scheme}, {who}, big frames"),
+            traffic,
+            sides: vec![
+                side("TCP of 64 KiB", CrateBig, BIG, None),
+                side("frames of 1514 B", Crate, 1514, Some(2.5)),
+            ],
+        });
     }
 }
 
@@ -161,6 +191,7 @@ fn pairs(lines: &mut Vec<Line>) {
             name: format!("ptp, {size} B"),
             traffic: Traffic::Pairs(1),
             sides: vec![
+                side("our crate", Network::Pair("ptp"), Crate, None),
                 side("raw socket pair", Network::Sockets, Raw, Some(0.95)),
                 side("Debian's library", Network::Pair("ptp"), Debian, None),
             ],

@@ -253,6 +253,7 @@ impl End {
     ) -> Result<Self> {
         let (program, word) = match library {
             Library::Crate => (&programs.over_crate, "plug"),
+            Library::CrateBig => (&programs.over_crate, "big"),
             Library::Raw => (&programs.over_crate, "raw"),
             Library::OurC => (&programs.over_c, programs.our_library.as_str()),
             Library::Debian => (&programs.over_c, DEBIANS_LIBRARY),
