@@ -29,12 +29,13 @@ pub(crate) enum Framing {
 }
 
 impl Framing {
-    /// How many bytes of a header stand before a frame.
-    const fn header_len(self) -> usize {
+    /// The header of a complete frame, as long as headers are.
+    fn prefix(self) -> &'static [u8] {
+        const HEADER: [u8; Header::LEN] = Header::NONE.encode(0);
         match self {
-            Self::Plain => 0,
-            Self::Header => Header::LEN,
-            Self::Packet => PACKET_HEADER_LEN,
+            Self::Plain => &[],
+            Self::Header => &HEADER,
+            Self::Packet => HEADER.first_chunk::<PACKET_HEADER_LEN>().map_or(&[], |header| header),
         }
     }
 
@@ -110,11 +111,20 @@ pub(crate) fn send(
         let run = rest.iter().take_while(good).take(sys::BATCH);
         let complete = run.clone().take_while(|frame| frame.header.is_done());
         let sent = if framing != Framing::Plain {
-            send_with_headers(fd, framing, run).map(whole)
+            match send_with_headers(fd, framing, run.clone()) {
+                Ok(count) => Ok(whole(count)),
+                // A header that this kernel does not know (UDP before Linux 6.2) or does not like: its work is done here.
+                Err(error)
+                    if error.raw_os_error() == Some(libc::EINVAL) && complete.clone().next().is_none() =>
+                {
+                    soft::send(fd, framing.prefix(), run.take(1), done.segments, max_frame)
+                }
+                Err(error) => Err(framing.failure(error)),
+            }
         } else if complete.clone().next().is_some() {
             sys::send_batch(fd, complete.map(|frame| frame.bufs)).map(whole).map_err(Failure::from)
         } else {
-            soft::send(fd, run, done.segments, max_frame)
+            soft::send(fd, framing.prefix(), run, done.segments, max_frame)
         };
         match sent {
             Ok(Reached { frames: count, segments: part }) => {
@@ -147,18 +157,18 @@ fn send_with_headers<'a>(
     fd: BorrowedFd<'_>,
     framing: Framing,
     frames: impl Iterator<Item = &'a TxFrame<'a>> + Clone,
-) -> Result<usize, Failure> {
+) -> io::Result<usize> {
     let headers: Vec<[u8; Header::LEN]> = frames.clone().map(|frame| frame.header.encode(0)).collect();
     let mut pieces = Vec::with_capacity(4 * headers.len());
     let mut bounds = Vec::with_capacity(headers.len());
     for (header, frame) in headers.iter().zip(frames) {
         let start = pieces.len();
-        pieces.push(TxBuf::new(header.get(..framing.header_len()).unwrap_or(header)));
+        pieces.push(TxBuf::new(header.get(..framing.prefix().len()).unwrap_or(header)));
         pieces.extend_from_slice(frame.bufs);
         bounds.push((start, pieces.len()));
     }
     let datagrams = bounds.iter().map(|&(start, end)| pieces.get(start..end).unwrap_or_default());
-    sys::send_batch(fd, datagrams).map_err(|error| framing.failure(error))
+    sys::send_batch(fd, datagrams)
 }
 
 /// [`Link::recv`](crate::Link::recv) over such a socket.

@@ -46,10 +46,11 @@ struct Batch<'a> {
     datagrams: Vec<Datagram<'a>>,
 }
 
-/// Does what the headers of frames ask for and sends as many datagrams as go by one call. `segments` of the first frame
-/// went before.
+/// Does what the headers of frames ask for and sends as many datagrams as go by one call, each behind the bytes of
+/// `prefix`. `segments` of the first frame went before.
 pub(crate) fn send<'a>(
     fd: BorrowedFd<'_>,
+    prefix: &'a [u8],
     frames: impl Iterator<Item = &'a TxFrame<'a>>,
     segments: usize,
     max_frame: usize,
@@ -69,6 +70,9 @@ pub(crate) fn send<'a>(
     let mut ends = Vec::with_capacity(batch.datagrams.len());
     for Datagram { frame, head, body, .. } in &batch.datagrams {
         let start = pieces.len();
+        if !prefix.is_empty() {
+            pieces.push(TxBuf::new(prefix));
+        }
         if let Some(head) = batch.arena.get(head.clone()).filter(|head| !head.is_empty()) {
             pieces.push(TxBuf::new(head));
         }

@@ -33,11 +33,13 @@ use crate::link::{
     FRAME_MAX, Link, LinkError, Meter, PIECES_MAX, RxBuf, RxFrame, Sent, Stats, TxBuf, TxFrame,
 };
 use crate::locator::PathForm;
+use crate::single::{self, Room, Went};
 use crate::sys::BATCH;
 
-/// What the kernel may leave to be done: checksums, and TCP to be segmented, also with ECN. Not UDP: the kernel would
-/// have to be 6.2 or later, and it is told by the program that sends, so that hardly any does.
+/// What the kernel may leave to be done: checksums, and TCP to be segmented, also with ECN.
 const OFFLOADS: libc::c_uint = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
+/// The same for UDP, from Linux 6.2 on.
+const UDP_OFFLOADS: libc::c_uint = libc::TUN_F_USO4 | libc::TUN_F_USO6;
 
 /// How many frames are lost in a call, to rooms that are not there any more: more than a tap's queue holds, so that what
 /// is there after them came since.
@@ -105,6 +107,9 @@ impl TapLink {
         {
             sys::tap_set(fd, setting).map_err(failed(format!("set up the tap {name:?}")))?;
         }
+        if offloads && let Err(error) = sys::tap_set(fd, TapSetting::Offloads(OFFLOADS | UDP_OFFLOADS)) {
+            log::debug!("this kernel segments UDP for the tap {name} by itself: {error}");
+        }
         configure(&name, wish, netns.as_ref().map(AsFd::as_fd))?;
         // Last, so that nothing stays when something failed.
         if wish.persist {
@@ -113,6 +118,42 @@ impl TapLink {
         }
         log::debug!("tap {name} is open");
         Ok(Self { queue, name, offloads, meter: Meter::default() })
+    }
+
+    fn write(&self, frame: &TxFrame<'_>) -> Result<(), Failure> {
+        let header = frame.header.encode(0);
+        let mut pieces = Vec::with_capacity(1 + frame.bufs.len());
+        pieces.push(TxBuf::new(&header));
+        pieces.extend_from_slice(frame.bufs);
+        match sys::write_frame(self.queue.as_fd(), &pieces) {
+            Ok(_) => Ok(()),
+            // A header that this kernel does not know (UDP before Linux 6.2) or does not like.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) && !frame.header.is_done() => {
+                self.write_complete(frame)
+            }
+            Err(error) => Err(failure(error)),
+        }
+    }
+
+    /// Does here what a frame's header asks for, and writes what it becomes.
+    fn write_complete(&self, frame: &TxFrame<'_>) -> Result<(), Failure> {
+        let header = Header::NONE.encode(0);
+        let mut last = None;
+        let sent = single::send(&[*frame], FRAME_MAX, &mut Room::default(), &Meter::default(), |bytes| {
+            let pieces = [TxBuf::new(&header), TxBuf::new(bytes)];
+            Ok(match sys::write_frame(self.queue.as_fd(), &pieces) {
+                Ok(_) => Went::Sent,
+                Err(error) => {
+                    last = Some(error);
+                    Went::Lost
+                }
+            })
+        });
+        match (sent.map_err(Failure::Link)?.dropped, last) {
+            (0, _) => Ok(()),
+            (_, Some(error)) => Err(failure(error)),
+            (_, None) => Err(Failure::Frame),
+        }
     }
 
     /// Receives frames as long as there are some, up to a batch. Fewer mean that there are no more, as callers rely on.
@@ -148,6 +189,15 @@ impl TapLink {
         }
         frame.len = if got > room { usize::MAX } else { got.saturating_sub(Header::LEN) };
         Ok(())
+    }
+}
+
+/// What a failed write means.
+fn failure(error: io::Error) -> Failure {
+    match Errno::from_io_error(&error) {
+        // There is no memory for the frame, which a tap is always ready to take.
+        Some(Errno::NOMEM | Errno::NOBUFS) => Failure::Frame,
+        _ => error.into(),
     }
 }
 
@@ -227,27 +277,23 @@ impl Link for TapLink {
 
     fn send(&self, frames: &[TxFrame<'_>]) -> Result<Sent, LinkError> {
         let mut done = Sent::default();
-        let mut bytes = 0;
         while let Some(frame) = frames.get(done.taken) {
-            let len = frame.len();
-            let header = frame.header.encode(0);
-            let mut pieces = Vec::with_capacity(1 + frame.bufs.len());
-            pieces.push(TxBuf::new(&header));
-            pieces.extend_from_slice(frame.bufs);
-            let result = if datagram::is_frame(frame, FRAME_MAX) {
-                sys::write_frame(self.queue.as_fd(), &pieces).map_err(Failure::from)
-            } else {
-                Err(Failure::Frame)
-            };
+            let result =
+                if datagram::is_frame(frame, FRAME_MAX) { self.write(frame) } else { Err(Failure::Frame) };
             match result {
-                Ok(_) => (done.taken, bytes) = (done.taken + 1, bytes + len),
+                Ok(()) => self.meter.sent(1, frame.len(), 0),
                 Err(Failure::Again) => break,
-                Err(Failure::Interrupted) => {}
-                Err(Failure::Frame) => (done.taken, done.dropped) = (done.taken + 1, done.dropped + 1),
+                Err(Failure::Interrupted) => continue,
+                Err(Failure::Frame) => {
+                    done.dropped += 1;
+                    self.meter.sent(0, 0, 1);
+                }
+                // Told by the next call.
+                Err(Failure::Link(_)) if done.taken > 0 => break,
                 Err(Failure::Link(error)) => return Err(error),
             }
+            done.taken += 1;
         }
-        self.meter.sent(done.taken - done.dropped, bytes, done.dropped);
         Ok(done)
     }
 

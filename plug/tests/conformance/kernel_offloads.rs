@@ -3,8 +3,8 @@
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::os::fd::AsFd;
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::JoinHandle;
@@ -14,7 +14,7 @@ use vdeplug::link::BIG_FRAME_MAX;
 use vdeplug::{Header, Link, RxBuf, RxFrame, Sent, TxBuf, TxFrame};
 
 use crate::harness::{LONG, until};
-use crate::kernel::{OTHER_MAC, Space, Udp, next, open_in, send_with};
+use crate::kernel::{OTHER_MAC, Space, Udp, next, open_in, poll_next, send_with, sent_until};
 
 /// Bytes that go through a connection.
 const AMOUNT: usize = 64 << 20;
@@ -200,6 +200,71 @@ fn veth_segments_wait_for_rooms() {
         lens.contains_key(&48)
     });
     assert_eq!(lens, HashMap::from([(1042, 20), (48, 1)]));
+}
+
+/// Sends until so many datagrams of this length arrived.
+fn receive_each(socket: &UdpSocket, count: usize, len: usize, send: impl FnMut()) {
+    let (mut room, mut got) = ([0; 2000], 0);
+    let arrived = || {
+        while socket.recv(&mut room).is_ok_and(|this| this == len) {
+            got += 1;
+        }
+        (got >= count).then_some(())
+    };
+    sent_until(send, arrived);
+}
+
+/// Has the kernel cut what is sent into datagrams of this length.
+fn set_segment_len(socket: &UdpSocket, len: libc::c_int) {
+    let size = libc::socklen_t::try_from(size_of_val(&len)).expect("short");
+    let fd = socket.as_raw_fd();
+    // SAFETY: the option is a number, given by a pointer to a live one with its size.
+    let result =
+        unsafe { libc::setsockopt(fd, libc::SOL_UDP, libc::UDP_SEGMENT, (&raw const len).cast(), size) };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+}
+
+#[test]
+fn what_the_kernel_refuses_is_done_here() {
+    let (home, there) = (Space::new(), Space::new());
+    for (locator, name) in [("tap://t0", "t0"), ("veth://v0", "v0")] {
+        let link = open_in(&home, format!("{locator}[netns={}/up]", there.quoted()), true);
+        there.ip(&format!("addr add 10.9.0.1/24 dev {name}"));
+        let socket = there.socket();
+        // The length of the headers is a hint, which kernels check and refuse.
+        let (header, frame) = Udp::new(there.mac(name), &[5; 20_000]).partial();
+        let header =
+            Header { gso_type: offload::header::GSO_UDP_L4, gso_size: 1000, hdr_len: 60_000, ..header };
+        receive_each(&socket, 20, 1000, || assert!(send_with(&*link, header, &frame)));
+        let (header, frame) = Udp::new(there.mac(name), b"one").partial();
+        receive_each(&socket, 1, 3, || {
+            assert!(send_with(&*link, Header { hdr_len: 60_000, ..header }, &frame))
+        });
+        there.ip(&format!("addr del 10.9.0.1/24 dev {name}"));
+    }
+}
+
+#[test]
+fn udp_of_the_kernel_comes_whole() {
+    let (home, there) = (Space::new(), Space::new());
+    for (locator, name) in [("tap://t0", "t0"), ("veth://v0", "v0")] {
+        for (offloads, lens) in [(true, vec![42 + 20_000]), (false, vec![42 + 1000; 20])] {
+            let link = open_in(&home, format!("{locator}[netns={}/up]", there.quoted()), offloads);
+            there.address(name);
+            let socket = there.socket();
+            set_segment_len(&socket, 1000);
+            let mut got = Vec::new();
+            sent_until(
+                || assert_eq!(socket.send(&[5; 20_000]).expect("send"), 20_000),
+                || {
+                    got.extend(std::iter::from_fn(|| poll_next(&*link)).map(|(_, frame)| frame.len()));
+                    got.windows(lens.len()).any(|window| window == lens).then_some(())
+                },
+            );
+            drop(link);
+            until("the interface goes", || there.interfaces().is_empty());
+        }
+    }
 }
 
 #[test]
