@@ -46,6 +46,8 @@ use rustix::event::{EventfdFlags, eventfd};
 
 pub use error::NodeError;
 pub(crate) use net::Kind;
+#[cfg(feature = "fuzzing")]
+pub use request::{ClientName, REQUEST_MAX, Reading, Request, decode, encode_answer};
 
 use crate::OpenOptions;
 use crate::error::OpenError;

@@ -17,21 +17,22 @@ const AF_UNIX: u16 = 1;
 const FIXED_LEN: usize = 14 + SUN_PATH_LEN;
 
 /// The longest request: some clients send the NUL behind a description of the greatest length.
-pub(super) const REQUEST_MAX: usize = FIXED_LEN + DESCRIPTION_MAX + 1;
+pub const REQUEST_MAX: usize = FIXED_LEN + DESCRIPTION_MAX + 1;
 
 /// A client's wish to join.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Request {
-    pub(super) data_socket: ClientName,
+pub struct Request {
+    /// The socket that is to be connected to.
+    pub data_socket: ClientName,
     /// Who it says that it is.
-    pub(super) description: String,
+    pub description: String,
     /// It takes big frames.
-    pub(super) big: bool,
+    pub big: bool,
 }
 
 /// The name of a client's data socket.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum ClientName {
+pub enum ClientName {
     /// In the file system.
     Path(PathBuf),
     /// In the kernel's name space, without the NUL that marks it; those at its end are part of it.
@@ -40,7 +41,8 @@ pub(super) enum ClientName {
 
 /// What was read so far.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Reading {
+pub enum Reading {
+    /// All of it.
     Whole(Request),
     /// The rest has to be waited for.
     Part,
@@ -49,7 +51,7 @@ pub(super) enum Reading {
 }
 
 /// Reads a request.
-pub(super) fn decode(bytes: &[u8]) -> Reading {
+pub fn decode(bytes: &[u8]) -> Reading {
     let word = |at: usize| {
         let word = bytes.get(at..at + 4)?.try_into().ok()?;
         Some(u32::from_ne_bytes(word))
@@ -97,7 +99,7 @@ fn client_name(path: &[u8]) -> Result<ClientName, &'static str> {
 }
 
 /// The answer that names our end of the cable, whose name fits by construction.
-pub(super) fn encode_answer(data_socket: &Path) -> [u8; ANSWER_LEN] {
+pub fn encode_answer(data_socket: &Path) -> [u8; ANSWER_LEN] {
     let mut answer = [0; ANSWER_LEN];
     let bytes = AF_UNIX.to_ne_bytes().into_iter().chain(data_socket.as_os_str().as_bytes().iter().copied());
     for (to, from) in answer.iter_mut().zip(bytes) {
