@@ -6,14 +6,16 @@
 //! | `ENOTDIR` | the name is a file's or a socket's |
 //! | `EACCES` | the switch may not be used |
 //! | `ECONNREFUSED` | the switch is dead, or it refused the connection |
-//! | `EADDRINUSE` | the switch refused this port number |
+//! | `EADDRINUSE` | the switch refused this port number; both ends of the cable are held already |
 //! | `ETIMEDOUT` | the switch did not accept or did not answer in time (Debian's answers no request for a port that it refuses) |
 //! | `EPROTO` | what listens there does not speak the protocol |
-//! | `EPROTONOSUPPORT` | the scheme is unknown |
+//! | `EPROTONOSUPPORT` | the scheme is unknown, or its plug-in cannot be loaded |
 //! | `ENAMETOOLONG` | the switch's directory leaves no room for the names of sockets |
 //! | `EBUSY` | the tap is in use |
 //! | `EEXIST` | there is an interface of the name already; a network is served there already, or its directory is something else |
 //! | `EINVAL` | the locator or an option cannot be read, the group is unknown |
+//! | `EEXIST` | the name of a network, cable or interface that was to be made is taken |
+//! | `ENODEV`, `EBUSY` | there is no such interface; somebody else is at its other end |
 //!
 //! All else is the number of the system call that failed, or the one that stands for the error's class.
 //! Where Debian's libvdeplug reports the same failure on purpose, the number is the same; where it reports what an
@@ -24,21 +26,27 @@ use std::io;
 
 use rustix::io::Errno;
 
-use crate::PluginError;
 use crate::error::{OpenError, OpenErrorKind};
 use crate::kernel::KernelError;
 use crate::link::LinkError;
 use crate::locator::Port;
 use crate::node::NodeError;
+use crate::{PluginError, PtpError};
 
 impl OpenError {
     /// The number in `errno.h` that says it best.
     pub fn errno(&self) -> i32 {
         let errno = match self {
             Self::Locator(_) | Self::Option(_) | Self::UnknownGroup { .. } => Errno::INVAL,
-            Self::Plugin(PluginError::Missing { .. } | PluginError::BadScheme { .. }) => {
-                Errno::PROTONOSUPPORT
-            }
+            Self::Plugin(
+                PluginError::Missing { .. } | PluginError::BadScheme { .. } | PluginError::Unusable { .. },
+            ) => Errno::PROTONOSUPPORT,
+            Self::Ptp(PtpError::Taken { .. }) => Errno::ADDRINUSE,
+            Self::Ptp(PtpError::OtherForm { .. }) => Errno::PROTOTYPE,
+            Self::Ptp(PtpError::NotOurs { .. }) => Errno::EXIST,
+            Self::Ptp(PtpError::Silent { .. }) => Errno::TIMEDOUT,
+            Self::Ptp(PtpError::TooLong { .. }) => Errno::NAMETOOLONG,
+            Self::Kernel(KernelError::NoInterface { .. }) => Errno::NODEV,
             Self::Kernel(KernelError::TapInUse { .. }) => Errno::BUSY,
             Self::Kernel(KernelError::NameTaken { .. } | KernelError::OtherPeer { .. }) => Errno::EXIST,
             Self::NoSwitch { .. } | Self::NoDefaultSwitch | Self::NoPortGroup { .. } => Errno::NOENT,

@@ -83,7 +83,7 @@ ssize_t vde_send(VDECONN *conn, const void *buf, size_t len, int flags);
 /* The descriptor that is readable when vde_recv should be called; the same for the connection's whole life. */
 int vde_datafd(VDECONN *conn);
 
-/* The descriptor that becomes readable when the connection has ended and is silent before; -1: there is none. */
+/* The descriptor that becomes readable when the connection has ended and is silent before. */
 int vde_ctlfd(VDECONN *conn);
 
 /*

@@ -25,3 +25,12 @@ pub(crate) fn guarded<T>(work: impl FnOnce() -> Result<T, Errno>) -> Result<T, E
     sys::restore_cancellation(before);
     result.unwrap_or(Err(libc::EIO))
 }
+
+/// The same without signals. Programs close connections in their signal handlers, and so does Debian's `vde_plug`: there
+/// must be no lock that the interrupted call holds and the closing one waits for.
+pub(crate) fn uninterrupted<T>(work: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
+    let before = sys::hold_signals();
+    let result = guarded(work);
+    sys::restore_signals(&before);
+    result
+}

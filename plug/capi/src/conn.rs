@@ -1,26 +1,26 @@
 //! An open connection and the way of single frames through it.
 //!
-//! A `VDECONN` promises what a link does not: calls that wait, and a data descriptor on which the program says by `O_NONBLOCK`
-//! that they shall not. So there are two kinds:
+//! A `VDECONN` promises what a link does not: calls that wait, unless the program says by `O_NONBLOCK` on the data
+//! descriptor that they shall not. So there are two kinds:
 //!
 //! - The frames of a [plain socket](Link::plain_socket) are received and sent on it directly. It is made blocking when it
 //!   is opened, as the original's is, and each call is one system call that waits or not as the program wishes.
-//! - Any other link is asked first and waited for then. Where the link itself depends on its descriptor being
-//!   non-blocking, the program gets an epoll descriptor in its place that shows the same readiness and has an `O_NONBLOCK` of
-//!   its own (the original hands out epoll descriptors too, VDE fact 4.4).
+//! - On any other link the waiting is done here, before the link is asked for a frame and after it did not take
+//!   one. Asking without a look first would not do: a link that has settled something, and has no frame, is not to be
+//!   told from one that has nothing to do, and a program that has polled wants to be back then, not to wait.
 
 use std::ffi::c_void;
 use std::fmt;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
-use rustix::event::epoll;
 use rustix::io::ioctl_fionbio;
 use vdeplug::link::FRAME_MIN;
 use vdeplug::{Link, LinkError, RxBuf, RxFrame, TxBuf, TxFrame};
 
-use crate::border::{Errno, fail, guarded};
+use crate::border::{Errno, fail, uninterrupted};
 use crate::sys;
+use crate::watch::Watch;
 
 /// What [`Conn::recv`] returns when it has no frame but should be called again.
 const NO_FRAME: isize = 1;
@@ -31,13 +31,11 @@ const OFFERS: usize = 16;
 
 /// What a `VDECONN *` points to.
 pub struct Conn {
-    /// What the program polls; owned by the link or by `_watch`.
+    /// What the program polls.
     data: RawFd,
-    /// Whether `data` is the link's plain socket.
-    plain: bool,
+    /// `None` if the link is a plain socket, `data`.
+    watch: Option<Watch>,
     link: Arc<dyn Link>,
-    /// Keeps `data` open if that is not the link's own.
-    _watch: Option<OwnedFd>,
     /// The process that opened it.
     opener: u32,
 }
@@ -51,18 +49,18 @@ impl fmt::Debug for Conn {
 impl Conn {
     /// Takes a link over.
     pub(crate) fn new(link: Arc<dyn Link>) -> Result<Self, Errno> {
-        let (data, plain, watch) = match link.plain_socket() {
+        let number = |errno: rustix::io::Errno| errno.raw_os_error();
+        let (data, watch) = match link.plain_socket() {
             Some(socket) => {
                 ioctl_fionbio(socket, false).map_err(number)?;
-                (socket.as_raw_fd(), true, None)
+                (socket.as_raw_fd(), None)
             }
-            None if sys::is_nonblocking(link.data_fd().as_raw_fd()) => {
-                let watch = watch(link.data_fd()).map_err(number)?;
-                (watch.as_raw_fd(), false, Some(watch))
+            None => {
+                let watch = Watch::new(&*link).map_err(number)?;
+                (watch.work_fd(), Some(watch))
             }
-            None => (link.data_fd().as_raw_fd(), false, None),
         };
-        Ok(Self { data, plain, link, _watch: watch, opener: std::process::id() })
+        Ok(Self { data, watch, link, opener: std::process::id() })
     }
 
     pub(crate) fn data_fd(&self) -> RawFd {
@@ -70,7 +68,10 @@ impl Conn {
     }
 
     pub(crate) fn control_fd(&self) -> RawFd {
-        self.link.control_fd().map_or(-1, |fd| fd.as_raw_fd())
+        match &self.watch {
+            Some(watch) => watch.end_fd(),
+            None => self.link.control_fd().map_or(-1, |fd| fd.as_raw_fd()),
+        }
     }
 
     /// `vde_recv`.
@@ -79,9 +80,9 @@ impl Conn {
     /// `len` bytes from `buf` are writable.
     #[inline]
     pub(crate) unsafe fn recv(&self, buf: *mut c_void, len: usize) -> isize {
-        if !self.plain {
+        if let Some(watch) = &self.watch {
             // SAFETY: as promised by the caller.
-            return unsafe { self.recv_by_link(buf, len) };
+            return unsafe { self.recv_watched(watch, buf, len) };
         }
         // SAFETY: as promised by the caller.
         let got = unsafe { sys::receive(self.data, buf, len) };
@@ -104,7 +105,7 @@ impl Conn {
             // The original sends it and the switch drops it.
             return len.cast_signed();
         }
-        if !self.plain {
+        if self.watch.is_some() {
             // SAFETY: as promised by the caller.
             return unsafe { self.send_by_link(buf, len) };
         }
@@ -114,39 +115,49 @@ impl Conn {
 
     /// # Safety
     /// `len` bytes from `buf` are writable.
-    unsafe fn recv_by_link(&self, buf: *mut c_void, len: usize) -> isize {
+    unsafe fn recv_watched(&self, watch: &Watch, buf: *mut c_void, len: usize) -> isize {
         if buf.is_null() {
             return fail(libc::EFAULT);
         }
-        let mut woken = false;
-        loop {
-            let got = guarded(|| {
-                // SAFETY: as promised by the caller, and no reference into the buffer is held.
-                let bufs = [unsafe { RxBuf::from_raw(buf.cast(), len) }];
-                let mut frames = [RxFrame::new(&bufs)];
-                match self.link.recv(&mut frames) {
-                    Ok(count) => Ok(Some((count, frames.first().map_or(0, |frame| frame.len)))),
-                    Err(LinkError::Closed) => Ok(None),
-                    Err(error) => Err(error.errno()),
+        if watch.has_ended() {
+            return 0;
+        }
+        match sys::wait(self.data, libc::POLLIN, Some(0)) {
+            Ok(true) => {}
+            Ok(false) if sys::is_nonblocking(self.data) => return fail(libc::EAGAIN),
+            Ok(false) => {
+                if let Err(errno) = sys::wait(self.data, libc::POLLIN, None) {
+                    return fail(errno);
                 }
+            }
+            Err(errno) => return fail(errno),
+        }
+        let got = uninterrupted(|| {
+            // SAFETY: as promised by the caller, and no reference into the buffer is held.
+            let bufs = [unsafe { RxBuf::from_raw(buf.cast(), len) }];
+            let mut frames = [RxFrame::new(&bufs)];
+            let got = self.link.recv(&mut frames).and_then(|count| {
+                if count == 0 {
+                    self.link.check_control()?;
+                }
+                Ok(count)
             });
+            let [frame] = frames;
             match got {
-                Ok(Some((1.., frame_len))) if frame_len >= FRAME_MIN => {
-                    return frame_len.min(len).cast_signed();
+                Ok(count) => Ok(Some(frame.len).filter(|len| count > 0 && *len >= FRAME_MIN)),
+                Err(error) => {
+                    watch.end(&*self.link);
+                    if matches!(error, LinkError::Closed) { Err(0) } else { Err(error.errno()) }
                 }
-                Ok(Some((0, _))) if !woken => {}
-                // SAFETY: as promised by the caller.
-                Ok(Some(_)) => return unsafe { no_frame(buf, len) },
-                Ok(None) => return 0,
-                Err(errno) => return fail(errno),
             }
-            if sys::is_nonblocking(self.data) {
-                return fail(libc::EAGAIN);
-            }
-            if let Err(errno) = sys::wait(self.data, libc::POLLIN) {
-                return fail(errno);
-            }
-            woken = true;
+        });
+        match got {
+            Ok(Some(frame_len)) => frame_len.min(len).cast_signed(),
+            // SAFETY: as promised by the caller.
+            Ok(None) => unsafe { no_frame(buf, len) },
+            // An end is no error.
+            Err(0) => 0,
+            Err(errno) => fail(errno),
         }
     }
 
@@ -157,7 +168,7 @@ impl Conn {
             return fail(libc::EFAULT);
         }
         for _ in 0..OFFERS {
-            let sent = guarded(|| {
+            let sent = uninterrupted(|| {
                 // SAFETY: as promised by the caller.
                 let bufs = [unsafe { TxBuf::from_raw(buf.cast(), len) }];
                 self.link.send(&[TxFrame::new(&bufs)]).map_err(|error| error.errno())
@@ -170,7 +181,7 @@ impl Conn {
                 Err(errno) => return fail(errno),
             }
             // Not `data`: an epoll descriptor is never writable.
-            if let Err(errno) = sys::wait(self.link.data_fd().as_raw_fd(), libc::POLLOUT) {
+            if let Err(errno) = sys::wait(self.link.data_fd().as_raw_fd(), libc::POLLOUT, None) {
                 return fail(errno);
             }
         }
@@ -184,7 +195,8 @@ impl Conn {
         }
         // A child that inherited the connection gives up its descriptors and does nothing that the other end, or
         // the file system, would see: it is its parent's connection too.
-        let numbers = [self.data, self.link.data_fd().as_raw_fd(), self.control_fd()];
+        let link_control = self.link.control_fd().map_or(-1, |fd| fd.as_raw_fd());
+        let numbers = [self.data, self.control_fd(), self.link.data_fd().as_raw_fd(), link_control];
         std::mem::forget(self);
         for (at, &fd) in numbers.iter().enumerate() {
             if fd >= 0 && !numbers[..at].contains(&fd) {
@@ -204,15 +216,4 @@ unsafe fn no_frame(buf: *mut c_void, len: usize) -> isize {
         unsafe { buf.cast::<u8>().write(0) };
     }
     NO_FRAME
-}
-
-/// An epoll descriptor that is readable when `fd` is.
-fn watch(fd: BorrowedFd<'_>) -> rustix::io::Result<OwnedFd> {
-    let watch = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-    epoll::add(&watch, fd, epoll::EventData::new_u64(0), epoll::EventFlags::IN)?;
-    Ok(watch)
-}
-
-fn number(errno: rustix::io::Errno) -> Errno {
-    errno.raw_os_error()
 }

@@ -28,10 +28,11 @@ mod conn;
 mod open;
 mod stream;
 mod sys;
+mod watch;
 
 use std::ffi::{c_char, c_int, c_uchar, c_void};
 
-use border::{fail, guarded};
+use border::{fail, guarded, uninterrupted};
 use conn::Conn;
 use stream::{ErrorCall, FrameCall, Stream};
 
@@ -120,7 +121,7 @@ pub unsafe extern "C-unwind" fn vde_datafd(conn: *const Conn) -> c_int {
     }
 }
 
-/// The descriptor that is readable when the connection has ended; -1 if there is none.
+/// The descriptor that is readable when the connection has ended, and silent before.
 ///
 /// # Safety
 /// `conn` is NULL or a living handle.
@@ -144,7 +145,7 @@ pub unsafe extern "C-unwind" fn vde_close(conn: *mut Conn) -> c_int {
     }
     // SAFETY: it is a living handle, so it came from `Box::into_raw` and was not given back since.
     let conn = unsafe { Box::from_raw(conn) };
-    match guarded(|| {
+    match uninterrupted(|| {
         conn.close();
         Ok(())
     }) {

@@ -92,8 +92,8 @@ impl Stream {
                 // The begun frame has to be finished, or the reader takes the middle of the next one for a length.
                 Err(_) => match sys::errno() {
                     libc::EINTR => {}
-                    libc::EAGAIN => match sys::wait(self.fdout, libc::POLLOUT) {
-                        Ok(()) | Err(libc::EINTR) => {}
+                    libc::EAGAIN => match sys::wait(self.fdout, libc::POLLOUT, None) {
+                        Ok(_) | Err(libc::EINTR) => {}
                         Err(errno) => return fail(errno),
                     },
                     errno => return fail(errno),

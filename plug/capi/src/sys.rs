@@ -2,6 +2,7 @@
 //! The bindings of the `libc` crate say that these never unwind; here they are declared as what they are.
 
 use std::ffi::{c_int, c_void};
+use std::mem::MaybeUninit;
 
 /// `PTHREAD_CANCEL_DISABLE`.
 const CANCEL_DISABLE: c_int = 1;
@@ -46,13 +47,14 @@ pub(crate) unsafe fn write_pieces(fd: c_int, pieces: &[libc::iovec; 2]) -> isize
     unsafe { writev(fd, pieces.as_ptr(), 2) }
 }
 
-/// Waits until one of the events is there or the descriptor is at its end. An `Err` is `errno`; a signal is one.
-pub(crate) fn wait(fd: c_int, events: i16) -> Result<(), i32> {
+/// Waits until one of the events is there or the descriptor is at its end, so many milliseconds or for ever; whether that came.
+/// An `Err` is `errno`; a signal is one.
+pub(crate) fn wait(fd: c_int, events: i16, limit: Option<u16>) -> Result<bool, i32> {
     let mut fds = libc::pollfd { fd, events, revents: 0 };
     // SAFETY: one structure, which lives until the call returns.
-    match unsafe { poll(&raw mut fds, 1, -1) } {
+    match unsafe { poll(&raw mut fds, 1, limit.map_or(-1, c_int::from)) } {
         -1 => Err(errno()),
-        _ => Ok(()),
+        ready => Ok(ready > 0),
     }
 }
 
@@ -86,6 +88,29 @@ pub(crate) fn restore_cancellation(old: c_int) {
     // SAFETY: writes the thread's own state and the local variable. A cancellation that came meanwhile happens at the next
     // function that waits, not here, as deferred ones do.
     unsafe { pthread_setcancelstate(old, &raw mut ignored) };
+}
+
+/// Lets no signal come to this thread but those by which it is told of its own faults; returns what is to be restored.
+pub(crate) fn hold_signals() -> libc::sigset_t {
+    let mut all = MaybeUninit::uninit();
+    // SAFETY: fills the set, and cannot fail.
+    unsafe { libc::sigfillset(all.as_mut_ptr()) };
+    // SAFETY: it was filled.
+    let mut all: libc::sigset_t = unsafe { all.assume_init() };
+    for fault in [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP] {
+        // SAFETY: changes the local variable; these are signals.
+        unsafe { libc::sigdelset(&raw mut all, fault) };
+    }
+    let mut old = all;
+    // SAFETY: reads the one local variable and writes the other; it cannot fail.
+    unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const all, &raw mut old) };
+    old
+}
+
+/// Ends [`hold_signals`]; what came meanwhile is delivered before it returns.
+pub(crate) fn restore_signals(old: &libc::sigset_t) {
+    // SAFETY: reads the set; it cannot fail.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, old, std::ptr::null_mut()) };
 }
 
 pub(crate) fn errno() -> i32 {

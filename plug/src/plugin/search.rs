@@ -1,15 +1,25 @@
 //! Where plug-ins are looked for (VDE fact 3.1).
 //!
 //! With `VDEPLUGIN_PATH` set, in its directories and nowhere else. Otherwise beside libvdeplug, in its directory
-//! `vdeplug/` first; in `vdeplug/` below each directory of `LD_LIBRARY_PATH`; in two fixed places; and wherever the
-//! loader finds a library of that name.
+//! `vdeplug/` first; in `vdeplug/` below each directory of `LD_LIBRARY_PATH`; in fixed places; and wherever the
+//! loader finds a library of that name. One of the fixed places is where Debian has the plug-ins, because libvdeplug may be
+//! a library of this project that is installed elsewhere.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 /// The fixed places.
-const PLACES: [&str; 2] = ["/lib/vdeplug", "/usr/lib/vdeplug"];
+const PLACES: [&str; 3] = ["/lib/vdeplug", "/usr/lib/vdeplug", DEBIAN];
+
+/// Debian's place for what is of one architecture.
+const DEBIAN: &str = if cfg!(target_arch = "x86_64") {
+    "/usr/lib/x86_64-linux-gnu/vdeplug"
+} else if cfg!(target_arch = "aarch64") {
+    "/usr/lib/aarch64-linux-gnu/vdeplug"
+} else {
+    "/usr/lib64/vdeplug"
+};
 
 /// The directory below a library directory in which plug-ins lie.
 const BELOW: &str = "vdeplug";
@@ -84,10 +94,11 @@ mod tests {
             "/d/vdeplug/libvdeplug_x.so",
             "/lib/vdeplug/libvdeplug_x.so",
             "/usr/lib/vdeplug/libvdeplug_x.so",
+            &format!("{DEBIAN}/libvdeplug_x.so"),
             "libvdeplug_x.so",
         ];
         assert_eq!(list(None, Some(b)), expected.map(PathBuf::from));
-        assert_eq!(candidates("x", None, None, || None).len(), 3);
+        assert_eq!(candidates("x", None, None, || None).len(), 4);
         assert!(list(Some(OsStr::new("")), None).is_empty());
     }
 }

@@ -11,6 +11,7 @@ mod calls;
 #[expect(dead_code, reason = "the tests of the Rust interface use the rest of it")]
 mod harness;
 mod library;
+mod nodes;
 mod process;
 mod programs;
 mod stream;

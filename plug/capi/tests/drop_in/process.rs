@@ -120,6 +120,11 @@ impl Plug {
         self.expect(&format!("a frame of {} bytes", frame.len()), |got| got == frame);
     }
 
+    /// Whether such a frame is among those that have come.
+    pub fn has_frame(&self, is: impl Fn(&[u8]) -> bool) -> bool {
+        self.frames.try_iter().any(|frame| is(&frame))
+    }
+
     /// Frames that came and were not waited for.
     pub fn left_over(&self) -> usize {
         self.frames.try_iter().count()

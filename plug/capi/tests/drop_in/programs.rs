@@ -157,8 +157,8 @@ fn qemu_netdev_vde_gets_an_address() {
     const REQUEST: u8 = 3;
     for library in BOTH {
         let switch = RealSwitch::start();
-        // The server is the original's, whatever QEMU is on.
-        let mut server = Original.command("vde_plug");
+        // The server is a plug-in, which the library has to load.
+        let mut server = library.command("vde_plug");
         let server = server.args([&switch.at("[7]"), "slirp://"]).stdin(Stdio::null());
         let _server = Running::start(server);
         let listener = Plug::start(Original, &[&switch.at("[8]")]);
