@@ -60,6 +60,10 @@ pub use udp::UdpError;
 use resolve::Target;
 
 /// The schemes that [`open`] knows itself; others are those of installed plug-ins.
+///
+/// Into the kernel go `tap://NAME[mtu=N/mac=M/up/netns=NS/multi/persist]` and
+/// `veth://NAME[peer=NAME/netns=NS/mtu=N/mac=M/up/persist]`, where NS is the number of a process, a name that
+/// `ip netns` lists, or a quoted path.
 pub const SCHEMES: &[&str] =
     &["vde", "ptp", "udp", "seqpacket", "tap", "veth", "multi", "bonding", "hub", "switch", "null"];
 

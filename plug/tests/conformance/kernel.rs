@@ -66,6 +66,11 @@ impl Space {
         names.filter(|name| *name != "lo").map(Into::into).collect()
     }
 
+    /// The path of its file.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
     /// The path of its file, as it stands in a locator.
     pub fn quoted(&self) -> String {
         format!("'{}'", self.path)

@@ -7,7 +7,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vdeplug::{Header, LinkError, OpenErrorKind, OpenOptions, RxBuf, RxFrame, TxBuf, TxFrame};
 
 use crate::harness::{NOBODY, as_user, in_child, until};
-use crate::kernel::{OTHER_MAC, Space, Udp, next_udp, open_in, refused_in, send_with, sent_until, talk};
+use crate::kernel::{
+    OTHER_MAC, Space, Udp, next_udp, open_in, poll_next, refused_in, send_with, sent_until, talk,
+};
 
 #[test]
 fn tap_carries_frames_both_ways() {
@@ -240,6 +242,37 @@ fn tap_of_a_user_needs_no_privilege() {
         assert_eq!(error.kind(), OpenErrorKind::Permission);
     }
     assert_eq!(space.interfaces(), ["mine", "other"]);
+}
+
+#[test]
+fn taps_meet_across_a_vxlan() {
+    let (home, x, y) = (Space::new(), Space::new(), Space::new());
+    // What two machines have between them.
+    x.ip("link add u0 type veth peer name u1");
+    x.ip(&format!("link set u1 netns {}", y.path()));
+    let links = [(&x, "u0", 1, 2), (&y, "u1", 2, 1)].map(|(space, wire, local, remote)| {
+        space.ip(&format!("addr add 172.16.0.{local}/24 dev {wire}"));
+        space.ip(&format!("link set {wire} up"));
+        let link = open_in(&home, format!("tap://t0[netns={}]", space.quoted()), true);
+        space.ip("link add br0 type bridge");
+        let ends = format!("local 172.16.0.{local} remote 172.16.0.{remote}");
+        space.ip(&format!("link add vx0 type vxlan id 7 dstport 4789 {ends}"));
+        space.ip("link set vx0 master br0 up");
+        space.ip("link set t0 master br0 mtu 1450 up");
+        space.ip("link set br0 up");
+        link
+    });
+    let udp = Udp::new([0xff; 6], &[7; 1400]);
+    let (header, partial) = udp.partial();
+    for (from, to) in [(0, 1), (1, 0)] {
+        let arrived =
+            || std::iter::from_fn(|| poll_next(&*links[to])).find(|(_, frame)| frame.ends_with(&[7; 1400]));
+        let send = || assert!(send_with(&*links[from], header, &partial));
+        let (header, mut frame) = sent_until(send, arrived);
+        // Whether the kernel completed it on the way is its own affair.
+        offload::complete(&header, &mut frame).expect("fits");
+        assert_eq!(frame, udp.complete());
+    }
 }
 
 #[test]
