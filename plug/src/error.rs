@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::kernel::KernelError;
 use crate::locator::{LocatorError, LocatorProblem, Port};
 use crate::node::NodeError;
-use crate::{PluginError, PtpError, SeqPacketError, UdpError};
+use crate::{CmdError, PluginError, PtpError, SeqPacketError, UdpError};
 
 /// Why a link could not be opened. Each sentence names the word that was wrong and what would be right.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +22,10 @@ pub enum OpenError {
     /// The locator's scheme is that of a plug-in, which could not be used or found.
     #[error(transparent)]
     Plugin(#[from] PluginError),
+
+    /// A command could not be made a link.
+    #[error(transparent)]
+    Cmd(#[from] CmdError),
 
     /// A `ptp` link could not be opened.
     #[error(transparent)]
@@ -245,6 +249,7 @@ impl OpenError {
             Self::Node(error) => error.kind(),
             Self::Plugin(error) => error.kind(),
             Self::Ptp(error) => error.kind(),
+            Self::Cmd(error) => error.kind(),
             Self::Udp(error) => error.kind(),
             Self::SeqPacket(error) => error.kind(),
             Self::Locator(_) | Self::Option(_) | Self::NameTooLong { .. } | Self::UnknownGroup { .. } => {

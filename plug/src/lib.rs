@@ -20,6 +20,7 @@
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]
 
+mod cmd;
 mod datagram;
 mod errno;
 mod error;
@@ -46,6 +47,7 @@ mod vde;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use cmd::CmdError;
 pub use error::{OpenError, OpenErrorKind};
 pub use kernel::KernelError;
 pub use link::{Link, LinkError, RxBuf, RxFrame, Sent, Stats, Traffic, TxBuf, TxFrame};
@@ -65,7 +67,7 @@ use resolve::Target;
 /// `veth://NAME[peer=NAME/netns=NS/mtu=N/mac=M/up/persist]`, where NS is the number of a process, a name that
 /// `ip netns` lists, or a quoted path.
 pub const SCHEMES: &[&str] =
-    &["vde", "ptp", "udp", "seqpacket", "tap", "veth", "multi", "bonding", "hub", "switch", "null"];
+    &["vde", "ptp", "udp", "cmd", "seqpacket", "tap", "veth", "multi", "bonding", "hub", "switch", "null"];
 
 /// How to open a link, beside its locator. What the locator says in brackets wins over these.
 #[derive(Clone, Debug)]
@@ -129,6 +131,7 @@ pub fn open(locator: &str, options: &OpenOptions) -> Result<Arc<dyn Link>, OpenE
         "tap" => Arc::new(kernel::TapLink::open(&argument, options)?),
         "veth" => Arc::new(kernel::VethLink::open(&argument, options)?),
         "ptp" => ptp::open(&argument, options)?,
+        "cmd" => Arc::new(cmd::CmdLink::open(&argument)?),
         "udp" => Arc::new(udp::UdpLink::open(&argument)?),
         "seqpacket" => Arc::new(seqpacket::SeqPacketLink::open(&argument)?),
         "multi" => Arc::new(node::NodeLink::open(node::Kind::Multi, &argument, options)?),

@@ -334,6 +334,10 @@ impl Link for PluginLink {
         Ok(done)
     }
 
+    fn offloads(&self) -> bool {
+        false
+    }
+
     fn stats(&self) -> Stats {
         self.meter.stats()
     }

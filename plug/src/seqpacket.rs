@@ -136,6 +136,10 @@ impl Link for SeqPacketLink {
         Ok(got)
     }
 
+    fn offloads(&self) -> bool {
+        false
+    }
+
     fn stats(&self) -> Stats {
         self.meter.stats()
     }

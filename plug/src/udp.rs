@@ -191,6 +191,10 @@ impl Link for UdpLink {
         Ok(0)
     }
 
+    fn offloads(&self) -> bool {
+        false
+    }
+
     fn stats(&self) -> Stats {
         self.meter.stats()
     }

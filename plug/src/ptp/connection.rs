@@ -333,6 +333,10 @@ impl Link for ConnectionLink {
         Ok(0)
     }
 
+    fn offloads(&self) -> bool {
+        false
+    }
+
     fn stats(&self) -> Stats {
         self.meter.stats()
     }

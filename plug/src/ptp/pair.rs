@@ -153,6 +153,10 @@ impl Link for PairLink {
         Ok(0)
     }
 
+    fn offloads(&self) -> bool {
+        false
+    }
+
     fn stats(&self) -> Stats {
         self.meter.stats()
     }

@@ -1,6 +1,7 @@
 //! The client against real and fake switches. Tests that stand for a line of the VDE conformance checklist
 //! carry its number. They need Debian's `vde-switch` and `vdeplug`, and root for those that change user.
 
+mod cmd;
 mod frames;
 mod harness;
 mod kernel;
