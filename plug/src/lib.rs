@@ -15,6 +15,73 @@
 //!
 //! A link lives as long as its `Arc`: the drop of the last one closes its descriptors, by which a switch
 //! frees the port at once.
+//!
+//! # Waiting
+//! No call on a link waits. [`Link::data_fd`] is readable when frames may be there and writable when some may be sent;
+//! [`Link::control_fd`], where there is one, is readable when the network may have gone. Both go into any event loop,
+//! level- or edge-triggered:
+//!
+//! ```
+//! use rustix::event::{PollFd, PollFlags, poll};
+//! use vdeplug::{OpenOptions, open};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let home = tempfile::tempdir()?;
+//! # let path = home.path().join("net").display().to_string();
+//! // A switch of our own, and a plug in it; any VDE program could plug into PATH as well.
+//! let node = open(&format!("switch://{path}"), &OpenOptions::default())?;
+//! let link = open(&path, &OpenOptions::default())?;
+//! assert!(link.send_one(&[0xff; 60])?);
+//!
+//! poll(&mut [PollFd::from_borrowed_fd(node.data_fd(), PollFlags::IN)], None)?;
+//! let mut room = [0; 1514];
+//! assert_eq!(node.recv_one(&mut room)?, Some(60));
+//! assert_eq!(node.recv_one(&mut room)?, None);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The same with tokio, and two frames a call:
+//!
+//! ```
+//! use tokio::io::{Interest, unix::AsyncFd};
+//! use vdeplug::{OpenOptions, RxBuf, RxFrame, TxBuf, TxFrame, open};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # tokio::runtime::Builder::new_current_thread().enable_io().build()?.block_on(async {
+//! # let home = tempfile::tempdir()?;
+//! # let path = home.path().join("net").display().to_string();
+//! let node = open(&format!("switch://{path}"), &OpenOptions::default())?;
+//! let link = open(&path, &OpenOptions::default())?;
+//! // A frame may lie in pieces; here they are a header and a payload.
+//! let (header, payload) = ([0xff; 14], [7; 46]);
+//! let pieces = [TxBuf::new(&header), TxBuf::new(&payload)];
+//! assert_eq!(link.send(&[TxFrame::new(&pieces); 2])?.taken, 2);
+//!
+//! let readiness = AsyncFd::with_interest(node.data_fd(), Interest::READABLE)?;
+//! let mut rooms = [[0; 1514]; 2];
+//! let mut received = 0;
+//! while received < 2 {
+//!     let mut ready = readiness.readable().await?;
+//!     let bufs: Vec<_> = rooms[received..].iter_mut().map(|room| [RxBuf::new(room)]).collect();
+//!     let mut frames: Vec<_> = bufs.iter().map(|bufs| RxFrame::new(bufs)).collect();
+//!     match node.recv(&mut frames)? {
+//!         0 => ready.clear_ready(),
+//!         count => received += count,
+//!     }
+//! }
+//! assert_eq!(rooms[1][..60], [[0xff; 14].as_slice(), &[7; 46]].concat());
+//! assert_eq!(node.stats().total.rx_frames, 2);
+//! # Ok::<_, Box<dyn std::error::Error>>(())
+//! # })
+//! # }
+//! ```
+//!
+//! # Large frames
+//! A frame for [`Link::send`] may be one that is still to be segmented, up to 64 KiB, with its checksum left open: its
+//! [`Header`] says so, as that of a virtio NIC does. A network that knows such frames (another program with this
+//! library, a tap, a veth pair) gets it whole; for every other one it is cut here, without a copy of the payload. To
+//! receive such frames, open with [`OpenOptions::offloads`].
 
 #![deny(unsafe_code)]
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]

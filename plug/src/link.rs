@@ -8,7 +8,7 @@
 #![allow(unsafe_code)]
 
 use std::fmt;
-use std::io;
+use std::io::{self, IoSlice, IoSliceMut};
 use std::marker::PhantomData;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -64,6 +64,18 @@ impl<'a> TxBuf<'a> {
     #[expect(clippy::len_without_is_empty, reason = "a piece of a frame is a length, not a collection")]
     pub const fn len(&self) -> usize {
         self.0.iov_len
+    }
+}
+
+impl<'a> From<&'a IoSlice<'_>> for TxBuf<'a> {
+    fn from(piece: &'a IoSlice<'_>) -> Self {
+        Self::new(piece)
+    }
+}
+
+impl<'a> From<&'a mut IoSliceMut<'_>> for RxBuf<'a> {
+    fn from(piece: &'a mut IoSliceMut<'_>) -> Self {
+        Self::new(piece)
     }
 }
 
@@ -367,5 +379,29 @@ pub trait Link: fmt::Debug + Send + Sync {
     /// passes like that is not in [`Link::stats`].
     fn plain_socket(&self) -> Option<BorrowedFd<'_>> {
         None
+    }
+}
+
+impl dyn Link {
+    /// Sends one complete frame; false: not now, wait until the data descriptor is writable.
+    pub fn send_one(&self, frame: &[u8]) -> Result<bool, LinkError> {
+        Ok(self.send(&[TxFrame::new(&[TxBuf::new(frame)])])?.taken == 1)
+    }
+
+    /// Receives one frame and returns its length, `None` when none is waiting. What is no frame and what is longer
+    /// than `room` is passed over.
+    pub fn recv_one(&self, room: &mut [u8]) -> Result<Option<usize>, LinkError> {
+        let len = room.len();
+        let bufs = [RxBuf::new(room)];
+        let mut frame = [RxFrame::new(&bufs)];
+        loop {
+            let got = self.recv(&mut frame)?;
+            let [RxFrame { len: whole, .. }] = &frame;
+            match *whole {
+                _ if got == 0 => return Ok(None),
+                whole if (FRAME_MIN..=len).contains(&whole) => return Ok(Some(whole)),
+                _ => {}
+            }
+        }
     }
 }
