@@ -5,6 +5,7 @@
 //! | [`switch`] | a `vde_switch` of its own, with its management socket |
 //! | [`machine`] | the command line of a guest: which QEMU, which kernel, which NICs |
 //! | [`guest`] | a guest that runs: its shell, its logs, its end |
+//! | [`namespace`] | a network namespace of its own |
 //! | [`station`] | a host process on the switch through Debian's `vde_plug`, which answers ARP, ping and IPv6 |
 //! | [`wire`] | the few headers that a station reads and writes |
 //! | [`process`] | children with deadlines |
@@ -22,6 +23,7 @@
 
 pub mod guest;
 pub mod machine;
+pub mod namespace;
 pub mod places;
 pub mod process;
 pub mod station;

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 
+use crate::namespace::Namespace;
 use crate::places;
 
 /// Which QEMU runs the guest.
@@ -110,6 +111,12 @@ impl Machine {
         // vdeq looks for its back end beside itself.
         places::own_program("vhost-user-vde")?;
         Ok(self.launcher(&[&program.to_string_lossy()]))
+    }
+
+    /// Starts it in a network namespace.
+    pub fn inside(mut self, space: &Namespace) -> Self {
+        self.launcher.splice(0..0, space.prefix().map(str::to_owned));
+        self
     }
 
     /// Further arguments of QEMU.

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use crate::namespace::Namespace;
 use crate::wire::{self, Identity};
 use crate::{Switch, places, process};
 
@@ -48,13 +49,25 @@ impl Station {
 
     /// The same host on any locator that `vde_plug` knows, and silent if it is not to answer.
     pub fn start_at(locator: &Path, number: u8, answers: bool) -> Result<Self> {
+        Self::spawn(&mut Command::new(places::system_program("vde_plug")?), locator, number, answers)
+    }
+
+    /// The same host in a network namespace, and one that answers.
+    pub fn start_in(space: &Namespace, locator: &str, number: u8) -> Result<Self> {
+        let [program, words @ ..] = space.prefix();
+        let mut command = Command::new(program);
+        command.args(words).arg(places::system_program("vde_plug")?);
+        Self::spawn(&mut command, Path::new(locator), number, true)
+    }
+
+    fn spawn(vde_plug: &mut Command, locator: &Path, number: u8, answers: bool) -> Result<Self> {
         let who = Identity {
             mac: [2, 0, 0, 0, 1, number],
             ipv4: Ipv4Addr::new(10, 0, 0, number),
             // fd00::99 is written for host 99: the digits are the same in the guest's command line.
             ipv6: format!("fd00::{number}").parse().context("a small number makes an address")?,
         };
-        let mut child = Command::new(places::system_program("vde_plug")?)
+        let mut child = vde_plug
             .arg(locator)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

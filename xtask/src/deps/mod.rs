@@ -81,6 +81,7 @@ const TOOLS: &[Tool] = &[
         purpose: "a library on the C library: stacks in a program",
     },
     program("dpdk-testpmd", "dpdk-dev", "a second virtio driver"),
+    program("iperf3", "iperf3", "the far end of a guest's transfer"),
     program("strace", "strace", "counts the wake-ups of an idle back end"),
     program("ip", "iproute2", "network namespaces of tests"),
     program("socat", "socat", "a foreign client of control sockets"),
