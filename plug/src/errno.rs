@@ -11,10 +11,8 @@
 //! | `EPROTO` | what listens there does not speak the protocol |
 //! | `EPROTONOSUPPORT` | the scheme is unknown, or its plug-in cannot be loaded |
 //! | `ENAMETOOLONG` | the switch's directory leaves no room for the names of sockets |
-//! | `EBUSY` | the tap is in use |
-//! | `EEXIST` | there is an interface of the name already; a network is served there already, or its directory is something else |
 //! | `EINVAL` | the locator or an option cannot be read, the group is unknown |
-//! | `EEXIST` | the name of a network, cable or interface that was to be made is taken |
+//! | `EEXIST` | the name of a network, cable or interface that was to be made is taken; a network is served there already, or its directory is something else |
 //! | `ENODEV`, `EBUSY` | there is no such interface; somebody else is at its other end |
 //!
 //! All else is the number of the system call that failed, or the one that stands for the error's class.
@@ -124,7 +122,7 @@ mod tests {
             (format!("{dir}[group=no such group]"), Errno::INVAL),
             (format!("{dir}[99999999999]"), Errno::INVAL),
             ("no-such-scheme://".to_owned(), Errno::PROTONOSUPPORT),
-            ("veth://no-such-one".to_owned(), Errno::NOENT),
+            ("veth://no-such-one".to_owned(), Errno::NODEV),
             ("veth://lo[peer=a]".to_owned(), Errno::EXIST),
             ("tap://a/b".to_owned(), Errno::INVAL),
         ] {

@@ -1,8 +1,10 @@
 //! What the tests of taps and veths stand on: network namespaces that are gone with the test, and UDP frames. They
 //! need root and `ip` (package iproute2).
 
+use std::io::ErrorKind;
 use std::net::UdpSocket;
 use std::process::Command;
+use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -10,7 +12,7 @@ use std::time::Duration;
 use offload::csum::Sum;
 use offload::header::NEEDS_CSUM;
 use rustix::thread::{UnshareFlags, gettid, unshare_unsafe};
-use vdeplug::{Header, Link, RxBuf, RxFrame, TxBuf, TxFrame};
+use vdeplug::{Header, Link, OpenError, OpenErrorKind, OpenOptions, RxBuf, RxFrame, TxBuf, TxFrame};
 
 use crate::harness::{need_root, readable, until};
 
@@ -96,7 +98,13 @@ impl Space {
     /// A socket of the kernel's in it, to the other.
     pub fn socket(&self) -> UdpSocket {
         self.run(|| {
-            let socket = UdpSocket::bind("10.9.0.1:4000").expect("bind");
+            let mut socket = Err(ErrorKind::AddrInUse.into());
+            // One that was closed lives on in a process that another test is just starting, until it becomes its program.
+            until("the address is free", || {
+                socket = UdpSocket::bind("10.9.0.1:4000");
+                !matches!(&socket, Err(error) if error.kind() == ErrorKind::AddrInUse)
+            });
+            let socket = socket.expect("bind");
             socket.connect("10.9.0.2:5000").expect("connect");
             socket.set_read_timeout(Some(Duration::from_millis(100))).expect("time-out");
             socket
@@ -120,23 +128,31 @@ fn ip(args: &[String]) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// Opens a link in a namespace; it has to open.
-pub fn open_in(space: &Space, locator: impl Into<String>, offloads: bool) -> std::sync::Arc<dyn Link> {
-    let locator = locator.into();
-    let (result, text) = space.run(move || {
-        let options = vdeplug::OpenOptions { offloads, ..Default::default() };
-        (vdeplug::open(&locator, &options), locator)
+/// Opens a link, once nobody uses what it is to be the end of: a tap that was closed lives on for a moment, in a process
+/// that another test is just starting.
+pub fn open_free(locator: &str, options: &OpenOptions) -> Result<Arc<dyn Link>, OpenError> {
+    let mut result = None;
+    until("a tap is free", || {
+        let this = result.insert(vdeplug::open(locator, options));
+        !matches!(this, Err(error) if error.kind() == OpenErrorKind::Unavailable)
     });
+    result.expect("tried")
+}
+
+/// Opens a link in a namespace; it has to open.
+pub fn open_in(space: &Space, locator: impl Into<String>, offloads: bool) -> Arc<dyn Link> {
+    let text = locator.into();
+    let locator = text.clone();
+    let options = OpenOptions { offloads, ..Default::default() };
+    let result = space.run(move || open_free(&locator, &options));
     result.unwrap_or_else(|error| panic!("{text}: {error}: {:?}", std::error::Error::source(&error)))
 }
 
 /// Opens a link in a namespace, which has to fail; returns the error.
-pub fn refused_in(space: &Space, locator: impl Into<String>) -> vdeplug::OpenError {
+pub fn refused_in(space: &Space, locator: impl Into<String>) -> OpenError {
     let locator = locator.into();
     space.run(move || {
-        vdeplug::open(&locator, &vdeplug::OpenOptions::default())
-            .err()
-            .unwrap_or_else(|| panic!("{locator} opened"))
+        vdeplug::open(&locator, &OpenOptions::default()).err().unwrap_or_else(|| panic!("{locator} opened"))
     })
 }
 

@@ -8,7 +8,7 @@ use vdeplug::{Header, LinkError, OpenErrorKind, OpenOptions, RxBuf, RxFrame, TxB
 
 use crate::harness::{NOBODY, as_user, in_child, until};
 use crate::kernel::{
-    OTHER_MAC, Space, Udp, next_udp, open_in, poll_next, refused_in, send_with, sent_until, talk,
+    OTHER_MAC, Space, Udp, next_udp, open_free, open_in, poll_next, refused_in, send_with, sent_until, talk,
 };
 
 #[test]
@@ -229,7 +229,7 @@ fn tap_of_a_user_needs_no_privilege() {
     space.ip(&format!("tuntap add dev mine mode tap user {NOBODY} vnet_hdr"));
     space.ip("tuntap add dev other mode tap user 1");
     let open = |locator: &'static str| {
-        space.run(move || as_user(NOBODY, &[], move || vdeplug::open(locator, &OpenOptions::default())))
+        space.run(move || as_user(NOBODY, &[], move || open_free(locator, &OpenOptions::default())))
     };
     open("tap://mine").expect("its owner's");
     for (locator, word) in [
