@@ -25,7 +25,10 @@ const REST: &str = r#".SH LOCATORS
 A link is named as VDE programs name it: the directory of a switch (\fI/run/sw\fR), the same with a port or more
 (\fI/run/sw[7]\fR, \fIvde:///run/sw[port=7/group=users/mode=0660]\fR), a file whose first line is such a name, or nothing for
 the user's default network (\fI~/.vdeplug/default\fR, \fI~/.vde2/default.switch\fR, \fI/var/run/vde.ctl\fR, \fI/tmp/vde.ctl\fR).
-\fInull://\fR swallows everything.
+Other schemes: \fIswitch://PATH\fR, \fIhub://PATH\fR, \fImulti://PATH\fR and \fIbonding://PATH\fR make a network that others join as
+PATH; \fIveth://NAME[netns=NS/peer=NAME2/up]\fR and \fItap://NAME\fR are interfaces; \fIptp://PATH\fR, \fIudp://SPORT\->HOST:DPORT\fR and
+\fIcmd://COMMAND\fR are single cables; \fInull://\fR swallows everything. Any further one (\fIslirp://\fR, \fIvxlan://\fR,
+\fIvlan://5{/run/sw}\fR) is that of an installed plug\-in of libvdeplug. All of them, with their options: docs/locators.md in the sources.
 .SH GUEST MEMORY
 The front end must share the guest's memory: with QEMU, a \fBmemory\-backend\-memfd\fR object (or
 \fBmemory\-backend\-file\fR with \fBshare=on\fR) of the machine's size, named by \fB\-machine memory\-backend=\fR.
