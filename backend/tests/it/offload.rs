@@ -480,3 +480,33 @@ fn rx_odd_buffers_are_given_back_between_the_good_ones() {
     assert!(take(rx, &buffers) == (header, bytes));
     assert_eq!(rx.seen, 6, "1600, 40 and 1600 bytes hold it");
 }
+
+#[test]
+fn big_frames_pass_from_guest_to_guest_over_our_own_switch() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("sw");
+    let _switch =
+        vdeplug::open(&format!("switch://{}", path.display()), &vdeplug::OpenOptions::default()).unwrap();
+    let nic = |name, features| {
+        let socket = dir.path().join(name);
+        let backend = backend(&path, &socket);
+        (Driver::connect(&socket, features, 1), backend)
+    };
+    let (mut sender, _first) = nic("n0", TX);
+    let (mut modern, _second) = nic("n1", RX | MRG_RXBUF);
+    let (mut plain, _third) = nic("n2", VERSION_1 | MRG_RXBUF);
+    let station = Station::on(&path);
+    let payload = pattern(65_495);
+    let (header, bytes) = frame(TCPV4, &payload, 1460);
+    let room = [&mut modern, &mut plain].map(|driver| {
+        let buffers = driver.rx().post(100, 1600);
+        driver.rx().kick();
+        buffers
+    });
+    sender.tx().send(&header.encode(0), &bytes, 4096);
+    assert!(take(modern.rx(), &room[0]) == (header, bytes), "whole for who takes it whole");
+    let segments: Vec<_> = (0..45).map(|_| take(plain.rx(), &room[1]).1).collect();
+    assert_segments(&segments, &payload, 1460);
+    let segments: Vec<_> = (0..45).map(|_| station.receive(LIMIT).unwrap()).collect();
+    assert_segments(&segments, &payload, 1460);
+}

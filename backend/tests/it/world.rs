@@ -54,7 +54,7 @@ impl Switch {
 
     /// Another member of the network: a frame that it sends goes to every NIC and the other way round.
     pub fn station(&self) -> Station {
-        Station(vdeplug::open(self.path.to_str().unwrap(), &OpenOptions::default()).unwrap())
+        Station::on(&self.path)
     }
 }
 
@@ -69,6 +69,11 @@ impl Drop for Switch {
 pub struct Station(Arc<dyn Link>);
 
 impl Station {
+    /// A member of the network of the switch at `path`.
+    pub fn on(path: &Path) -> Self {
+        Self(vdeplug::open(path.to_str().unwrap(), &OpenOptions::default()).unwrap())
+    }
+
     pub fn send(&self, frame: &[u8]) {
         wait_for("room in the switch", || {
             (self.0.send(&[TxFrame::new(&[TxBuf::new(frame)])]).unwrap().taken == 1).then_some(())
