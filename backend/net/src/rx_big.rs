@@ -8,8 +8,8 @@
 //! If the guest has room for the longest frame and takes frames as they are, the link receives straight into as many of
 //! its chains as that needs; those that stay empty are lent again for the next frame. Else the frame goes through private
 //! memory: what the guest did not negotiate is done there (the checksum is completed, the frame is segmented), and it is
-//! copied out as far as there are buffers. The rest *waits*, and the link is not read, until the guest brings more. A guest that was never seen to have so much
-//! room at once is not waited for: it gets the frame in segments, or not at all.
+//! copied out as far as there are buffers. The rest *waits*, and no link is read, until the guest brings more. A guest
+//! that was never seen to have so much room at once is not waited for: it gets the frame in segments, or not at all.
 //!
 //! The header comes from the network and is checked against the frame before anybody believes it. In the guest's memory the
 //! guest can change a frame under us; then the guest itself gets the nonsense.

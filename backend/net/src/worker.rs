@@ -177,7 +177,7 @@ struct State {
     ports: Vec<Option<Port>>,
     /// Which link is read first in the next round.
     turn: usize,
-    /// The guest has no receive buffers; a kick ends it.
+    /// The guest has no receive buffers, or too few for the frame that waits; a kick ends it.
     starved: bool,
     /// The only link is full; its becoming writable ends it.
     blocked: Option<usize>,
