@@ -36,8 +36,8 @@ pub struct Conn {
     /// `None` if the link is a plain socket, `data`.
     watch: Option<Watch>,
     link: Arc<dyn Link>,
-    /// The process that opened it.
-    opener: u32,
+    /// The process that opened it, and how often it had forked by then.
+    opener: (u32, u32),
 }
 
 impl fmt::Debug for Conn {
@@ -60,7 +60,7 @@ impl Conn {
                 (watch.work_fd(), Some(watch))
             }
         };
-        Ok(Self { data, watch, link, opener: std::process::id() })
+        Ok(Self { data, watch, link, opener: (std::process::id(), sys::forks()) })
     }
 
     pub(crate) fn data_fd(&self) -> RawFd {
@@ -189,12 +189,17 @@ impl Conn {
     }
 
     /// `vde_close`.
+    ///
+    /// A link's own end is one for all: it tells the other side, and waits for its answer. That is wrong when a fork has made
+    /// the connection two processes' own. In a child only its descriptors are closed, whatever the link is; in a
+    /// parent so are those of a switch's port, where the last one to close ends it. A network that is served here
+    /// ends with its thread, which no child has.
     pub(crate) fn close(self) {
-        if self.opener == std::process::id() {
+        let (process, forks) = self.opener;
+        let is_child = process != std::process::id();
+        if !is_child && (self.watch.is_some() || forks == sys::forks()) {
             return;
         }
-        // A child that inherited the connection gives up its descriptors and does nothing that the other end, or
-        // the file system, would see: it is its parent's connection too.
         let link_control = self.link.control_fd().map_or(-1, |fd| fd.as_raw_fd());
         let numbers = [self.data, self.control_fd(), self.link.data_fd().as_raw_fd(), link_control];
         std::mem::forget(self);

@@ -3,6 +3,8 @@
 
 use std::ffi::{c_int, c_void};
 use std::mem::MaybeUninit;
+use std::sync::Once;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 /// `PTHREAD_CANCEL_DISABLE`.
 const CANCEL_DISABLE: c_int = 1;
@@ -63,6 +65,20 @@ pub(crate) fn is_nonblocking(fd: c_int) -> bool {
     // SAFETY: reads a property of a descriptor, whatever that is.
     let flags = unsafe { libc::fcntl(fd, libc::F_GETFL) };
     flags != -1 && flags & libc::O_NONBLOCK != 0
+}
+
+/// How often this process has forked since it first asked, by the C library's own function: what starts programs without
+/// it leaves no copy of a descriptor that is closed on exec.
+pub(crate) fn forks() -> u32 {
+    static ASKED: Once = Once::new();
+    static FORKS: AtomicU32 = AtomicU32::new(0);
+    extern "C" fn count() {
+        FORKS.fetch_add(1, Relaxed);
+    }
+    // SAFETY: the function touches nothing but its counter, and its code stays loaded (`-z nodelete`). It fails only for want of
+    // memory; then forks go unseen.
+    ASKED.call_once(|| _ = unsafe { libc::pthread_atfork(None, Some(count), None) });
+    FORKS.load(Relaxed)
 }
 
 /// Closes a descriptor by its number.

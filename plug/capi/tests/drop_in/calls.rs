@@ -5,7 +5,7 @@ use std::process::{Child, Stdio};
 
 use rustix::io::Errno;
 
-use crate::harness::{LONG, NOBODY, RealSwitch, need_root, until};
+use crate::harness::{LONG, NOBODY, RealSwitch, need_root, open_dir, until};
 use crate::library::{BOTH, Library, Original, Ours, Program, succeed};
 
 fn on_both(test: &str) {
@@ -57,6 +57,24 @@ fn link_without_a_socket_waits_and_can_be_cancelled() {
     let program = Program::compile("calls", Ours, &[]);
     // The original returns 1 at once and for ever.
     succeed(program.on(Ours).args(["silent", "null://"]));
+}
+
+#[test]
+fn network_outlives_a_child_that_closes_it() {
+    let program = Program::compile("calls", Ours, &[]);
+    for scheme in ["multi", "hub", "switch"] {
+        let dir = open_dir();
+        // On the original the child takes the network away.
+        succeed(
+            program.on(Ours).arg("fork-of-owner").arg(format!("{scheme}://{}/net", dir.path().display())),
+        );
+    }
+}
+
+#[test]
+fn end_of_a_link_shows_once_on_each_descriptor() {
+    let program = Program::compile("calls", Ours, &[]);
+    succeed(program.on(Ours).args(["socket", "seqpacket://"]));
 }
 
 /// A program that holds a connection.

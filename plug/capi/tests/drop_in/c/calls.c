@@ -245,7 +245,7 @@ static void test_fork(void)
 	VDECONN *a = open_one(), *b = open_one();
 	unsigned char frame[100], got[200];
 	struct pollfd ctl = {.fd = vde_ctlfd(a), .events = POLLIN};
-	int status;
+	int status, closed[2];
 	pid_t child = fork();
 
 	CHECK(child >= 0);
@@ -264,17 +264,92 @@ static void test_fork(void)
 	CHECK(poll(&ctl, 1, 0) == 0);
 
 	/* And the other way round: the child goes on when the parent has closed. */
+	CHECK(pipe(closed) == 0);
 	child = fork();
 	CHECK(child >= 0);
 	if (child != 0) {
-		CHECK(waitpid(child, &status, 0) == child && status == 0);
 		CHECK(vde_close(a) == 0 && vde_close(b) == 0);
+		CHECK(write(closed[1], "x", 1) == 1);
+		CHECK(waitpid(child, &status, 0) == child && status == 0);
 		return;
 	}
+	CHECK(read(closed[0], got, 1) == 1);
 	CHECK(vde_send(b, frame, sizeof(frame), 0) == sizeof(frame));
 	wait_readable(vde_datafd(a));
 	CHECK(vde_recv(a, got, sizeof(got), 0) == sizeof(frame));
+	CHECK(poll(&ctl, 1, 0) == 0);
 	_exit(0);
+}
+
+/* A child that closes a network which its parent serves. */
+static void test_fork_of_owner(void)
+{
+	VDECONN *owner = open_one();
+	char *peers = strchr(locator, ':') + 3;
+	int status, fd = vde_datafd(owner);
+	unsigned char frame[100], got[200];
+	pid_t child = fork();
+
+	CHECK(child >= 0);
+	if (child == 0) {
+		CHECK(vde_close(owner) == 0 && fcntl(fd, F_GETFD) == -1);
+		_exit(0);
+	}
+	CHECK(waitpid(child, &status, 0) == child && status == 0);
+	CHECK(access(peers, F_OK) == 0);
+	VDECONN *peer = vde_open(peers, "peer", NULL);
+	CHECK(peer != NULL);
+	fill(frame, sizeof(frame), 1);
+	CHECK(vde_send(peer, frame, sizeof(frame), 0) == sizeof(frame));
+	wait_readable(fd);
+	while (vde_recv(owner, got, sizeof(got), 0) != sizeof(frame))
+		CHECK(got[0] == 0);
+	CHECK(vde_close(peer) == 0 && vde_close(owner) == 0);
+	CHECK(access(peers, F_OK) == -1);
+}
+
+/* A socket that is the connection, whose other end we hold. */
+static void test_socket(void)
+{
+	unsigned char frame[1000], got[2000];
+	int ends[2], count = 0;
+	char text[40];
+
+	CHECK(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, ends) == 0);
+	snprintf(text, sizeof(text), "%s%d", locator, ends[0]);
+	locator = text;
+	VDECONN *conn = open_one();
+	struct pollfd end = {.fd = vde_ctlfd(conn), .events = POLLIN};
+	struct pollfd work = {.fd = vde_datafd(conn), .events = POLLIN};
+
+	fill(frame, sizeof(frame), 1);
+	CHECK(vde_send(conn, frame, sizeof(frame), 0) == sizeof(frame));
+	CHECK(recv(ends[1], got, sizeof(got), 0) == sizeof(frame));
+	CHECK(send(ends[1], frame, 100, 0) == 100);
+	wait_readable(work.fd);
+	CHECK(vde_recv(conn, got, 60, 0) == 60 && memcmp(frame, got, 60) == 0);
+	/* No frame, and no length of one: the first byte is not left as it was. */
+	CHECK(send(ends[1], frame, 13, 0) == 13);
+	wait_readable(work.fd);
+	got[0] = 'x';
+	CHECK(vde_recv(conn, got, sizeof(got), 0) == 1 && got[0] == 0);
+	CHECK(poll(&work, 1, 0) == 0 && poll(&end, 1, 0) == 0);
+
+	set_nonblocking(work.fd);
+	CHECK(vde_recv(conn, got, sizeof(got), 0) == -1 && errno == EAGAIN);
+	while (vde_send(conn, frame, sizeof(frame), 0) == sizeof(frame))
+		CHECK(++count < 10000);
+	CHECK(errno == EAGAIN && count > 10);
+
+	/* The end shows on one descriptor, is told once on the other, and stays. */
+	CHECK(close(ends[1]) == 0);
+	wait_readable(work.fd);
+	CHECK(vde_recv(conn, got, sizeof(got), 0) == 0);
+	CHECK(poll(&end, 1, 0) == 1 && poll(&work, 1, 0) == 0);
+	CHECK(vde_recv(conn, got, sizeof(got), 0) == 0);
+	CHECK(vde_send(conn, frame, sizeof(frame), 0) == -1);
+	CHECK(vde_close(conn) == 0);
+	CHECK(fcntl(end.fd, F_GETFD) == -1 && fcntl(work.fd, F_GETFD) == -1);
 }
 
 static void test_dead(void)
@@ -351,7 +426,9 @@ int main(int argc, char **argv)
 		{"cancelled", test_cancelled},
 		{"fork", test_fork},
 		{"dead", test_dead},
+		{"fork-of-owner", test_fork_of_owner},
 		{"silent", test_silent},
+		{"socket", test_socket},
 	};
 
 	CHECK(argc >= 3);
