@@ -10,6 +10,7 @@ mod calls;
 #[path = "../../../tests/conformance/harness.rs"]
 #[expect(dead_code, reason = "the tests of the Rust interface use the rest of it")]
 mod harness;
+mod install;
 mod library;
 mod nodes;
 mod process;
