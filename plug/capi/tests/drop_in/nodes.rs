@@ -25,9 +25,15 @@ impl Site {
         format!("{scheme}://{}", self.path.display())
     }
 
-    /// Waits until it is there.
+    /// Waits until somebody listens. A connection to find out would be the end of the original's peace.
     fn wait(&self) {
-        until("the network is served", || self.path.join("ctl").exists());
+        let name = format!(" {}/ctl", path(&self.path));
+        until("the network is served", || {
+            let sockets = std::fs::read_to_string("/proc/net/unix").expect("the kernel's list");
+            // The fourth word is the flags, of which this one says that connections are accepted.
+            let mut lines = sockets.lines().filter(|line| line.ends_with(&name));
+            lines.any(|line| line.split_whitespace().nth(3) == Some("00010000"))
+        });
     }
 
     /// Joins it.
@@ -110,10 +116,7 @@ fn owner_that_was_killed_can_be_followed() {
     killed.running.wait();
     assert!(site.path.exists(), "nobody could clean up");
     let _owner = Plug::start(Ours, &["null://", &site.locator("hub")]);
-    // Until the new owner has taken the place, peers find the old one's socket dead.
-    until("somebody listens again", || {
-        std::os::unix::net::UnixStream::connect(site.path.join("ctl")).is_ok()
-    });
+    site.wait();
     let [mut one, mut two] = [Ours, Ours].map(|library| site.join(library));
     meet(&mut one, &two, 1);
     // A second owner is refused, by either library, and disturbs nobody.
