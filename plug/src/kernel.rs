@@ -10,10 +10,11 @@
 //! and ours is read and written by a packet socket (module `packet`), as any interface that exists already can be.
 //! A pair outlives a process that was killed; how it is found again stands there.
 //!
-//! Interfaces are made, asked for and changed by rtnetlink (modules `netlink` and `interface`): each call is one
-//! message and its answer, which the kernel gives before the message's `send` returns.
+//! Interfaces are made, asked for and changed by netlink (modules `netlink`, `interface` and `features`): each call is
+//! one message and its answer, which the kernel gives before the message's `send` returns.
 
 mod error;
+mod features;
 mod interface;
 mod netlink;
 mod netns;

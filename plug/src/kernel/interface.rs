@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use super::Mac;
-use super::netlink::{self, ACK, Message, Request, Route, attribute};
+use super::netlink::{self, ACK, Message, Netlink, Request, attribute};
 
 /// Length of `struct ifinfomsg`, with which all messages about interfaces begin.
 const BODY: usize = 16;
@@ -78,13 +78,13 @@ impl Interface {
     }
 
     /// Finds one by its name.
-    pub(super) fn find(route: &Route, name: &str) -> io::Result<Option<Self>> {
+    pub(super) fn find(route: &Netlink, name: &str) -> io::Result<Option<Self>> {
         let mut request = Request::new(libc::RTM_GETLINK, netlink::ASK, &body(0, 0, 0));
         request.put_text(libc::IFLA_IFNAME, name);
         Self::ask(route, &request)
     }
 
-    fn ask(route: &Route, request: &Request) -> io::Result<Option<Self>> {
+    fn ask(route: &Netlink, request: &Request) -> io::Result<Option<Self>> {
         match route.ask(request) {
             Ok(answer) => Self::read(&answer).map(Some).ok_or_else(|| io::ErrorKind::InvalidData.into()),
             Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
@@ -93,7 +93,7 @@ impl Interface {
     }
 
     /// Whether it is the other end of this peer.
-    pub(super) fn is_end_of(&self, route: &Route, peer: &Peer<'_>) -> io::Result<bool> {
+    pub(super) fn is_end_of(&self, route: &Netlink, peer: &Peer<'_>) -> io::Result<bool> {
         let Some((index, netns)) = self.link.filter(|_| self.kind == "veth") else { return Ok(false) };
         let is_there = match (peer.netns, netns) {
             (None, netns) => netns.is_none(),
@@ -112,7 +112,7 @@ impl Interface {
 }
 
 /// The number that a namespace has in ours, if it has one.
-fn namespace_number(route: &Route, netns: BorrowedFd<'_>) -> io::Result<Option<i32>> {
+fn namespace_number(route: &Netlink, netns: BorrowedFd<'_>) -> io::Result<Option<i32>> {
     let mut request = Request::new(libc::RTM_GETNSID, netlink::ASK, &GENERAL);
     request.put(NAMESPACE_FD, &netns.as_raw_fd().to_ne_bytes());
     let answer = route.ask(&request)?;
@@ -124,7 +124,7 @@ fn namespace_number(route: &Route, netns: BorrowedFd<'_>) -> io::Result<Option<i
 
 /// Makes a pair of veth of which the peer is in its namespace from the beginning, so that nobody sees it come and go
 /// in ours. Our end is not up yet: see [`raise_bare`].
-pub(super) fn make_pair(route: &Route, name: &str, peer: &Peer<'_>, settings: &Settings) -> io::Result<()> {
+pub(super) fn make_pair(route: &Netlink, name: &str, peer: &Peer<'_>, settings: &Settings) -> io::Result<()> {
     let mut request = Request::new(libc::RTM_NEWLINK, ACK | netlink::CREATE, &body(0, 0, 0));
     request.put_text(libc::IFLA_IFNAME, name);
     if let Some(mtu) = settings.mtu {
@@ -154,7 +154,7 @@ pub(super) fn make_pair(route: &Route, name: &str, peer: &Peer<'_>, settings: &S
 
 /// Brings up an interface that is nothing but the end of a cable: this machine neither answers the
 /// other end's questions for its own addresses (ARP) nor takes an address there (IPv6).
-pub(super) fn raise_bare(route: &Route, index: u32) -> io::Result<()> {
+pub(super) fn raise_bare(route: &Netlink, index: u32) -> io::Result<()> {
     let mut request = Request::new(libc::RTM_SETLINK, ACK, &body(index, 0, 0));
     request.nest(libc::IFLA_AF_SPEC, |families| {
         let inet6 = u16::try_from(libc::AF_INET6).unwrap_or_default();
@@ -171,7 +171,7 @@ pub(super) fn raise_bare(route: &Route, index: u32) -> io::Result<()> {
 
 /// Changes an interface; moves it into another namespace first, if there is one.
 pub(super) fn change(
-    route: &Route,
+    route: &Netlink,
     index: u32,
     settings: &Settings,
     netns: Option<BorrowedFd<'_>>,
@@ -191,14 +191,14 @@ pub(super) fn change(
 }
 
 /// Leaves a note on an interface, for those who list it.
-pub(super) fn set_alias(route: &Route, index: u32, alias: &str) -> io::Result<()> {
+pub(super) fn set_alias(route: &Netlink, index: u32, alias: &str) -> io::Result<()> {
     let mut request = Request::new(libc::RTM_SETLINK, ACK, &body(index, 0, 0));
     request.put(libc::IFLA_IFALIAS, alias.as_bytes());
     route.ask(&request).map(drop)
 }
 
 /// Removes an interface; of a pair, both.
-pub(super) fn remove(route: &Route, index: u32) -> io::Result<()> {
+pub(super) fn remove(route: &Netlink, index: u32) -> io::Result<()> {
     route.ask(&Request::new(libc::RTM_DELLINK, ACK, &body(index, 0, 0))).map(drop)
 }
 

@@ -1,4 +1,4 @@
-//! rtnetlink: requests built attribute by attribute, and their answers taken apart.
+//! Netlink: requests built attribute by attribute, and their answers taken apart.
 //!
 //! A message is a header of 16 bytes (length, kind, flags, number, port), a fixed body that its kind decides, and
 //! attributes, each of a length, a kind and a value, padded to four bytes; a value may be attributes again. All
@@ -9,9 +9,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use rustix::io::{Errno, retry_on_intr as retry};
-use rustix::net::netlink::SocketAddrNetlink;
+use rustix::net::netlink::{GENERIC, SocketAddrNetlink};
 use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recv, send, socket_with,
+    AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recv, send, socket_with,
 };
 
 /// The kernel is to answer with what is asked for: `NLM_F_REQUEST`.
@@ -23,6 +23,8 @@ pub(super) const CREATE: u16 = 0x400 | 0x200;
 
 /// Kind of an answer that is an error: `NLMSG_ERROR`.
 const ERROR: u16 = 2;
+/// The bit of an attribute's kind that says that its value is attributes: `NLA_F_NESTED`.
+const NESTED: u16 = 0x8000;
 /// The bits of an attribute's kind that are no kind: `NLA_F_NESTED | NLA_F_NET_BYTEORDER`.
 const NOT_KIND: u16 = 0xc000;
 /// Length of a message's header.
@@ -45,12 +47,12 @@ impl Request {
 
     /// Appends an attribute.
     pub(super) fn put(&mut self, kind: u16, value: &[u8]) {
-        self.nest(kind, |request| request.body.extend_from_slice(value));
+        self.attribute(kind, |request| request.body.extend_from_slice(value));
     }
 
     /// Appends a text with the zero byte that the kernel wants behind it.
     pub(super) fn put_text(&mut self, kind: u16, text: &str) {
-        self.nest(kind, |request| {
+        self.attribute(kind, |request| {
             request.body.extend_from_slice(text.as_bytes());
             request.body.push(0);
         });
@@ -61,9 +63,14 @@ impl Request {
         self.body.extend_from_slice(bytes);
     }
 
+    /// Appends an attribute whose value is the attributes that `fill` appends.
+    pub(super) fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Self)) {
+        self.attribute(kind | NESTED, fill);
+    }
+
     /// Appends an attribute whose value is what `fill` appends. Values here are names and numbers, so that no length
     /// comes near what 16 bits hold.
-    pub(super) fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Self)) {
+    fn attribute(&mut self, kind: u16, fill: impl FnOnce(&mut Self)) {
         let start = self.body.len();
         self.body.extend_from_slice(&[0; ATTRIBUTE]);
         fill(self);
@@ -138,22 +145,32 @@ pub(super) fn text(value: &[u8]) -> String {
     String::from_utf8_lossy(value.strip_suffix(&[0]).unwrap_or(value)).into_owned()
 }
 
-/// A socket to rtnetlink. It asks about, and changes, the namespace that its thread was in when it was made.
+/// A socket to the kernel. It asks about, and changes, the namespace that its thread was in when it was made.
 #[derive(Debug)]
-pub(super) struct Route {
+pub(super) struct Netlink {
     fd: OwnedFd,
     last: AtomicU32,
 }
 
-impl Route {
-    pub(super) fn open() -> io::Result<Self> {
-        Self::with_groups(0)
+impl Netlink {
+    /// One to rtnetlink.
+    pub(super) fn route() -> io::Result<Self> {
+        Self::open(None, 0)
     }
 
-    /// One that also hears of changes, by a mask of `RTMGRP_`.
-    pub(super) fn with_groups(groups: u32) -> io::Result<Self> {
+    /// One to rtnetlink that also hears of changes, by a mask of `RTMGRP_`.
+    pub(super) fn monitor(groups: u32) -> io::Result<Self> {
+        Self::open(None, groups)
+    }
+
+    /// One to generic netlink, under which subsystems have families of their own.
+    pub(super) fn generic() -> io::Result<Self> {
+        Self::open(Some(GENERIC), 0)
+    }
+
+    fn open(protocol: Option<Protocol>, groups: u32) -> io::Result<Self> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let fd = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None)?;
+        let fd = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, protocol)?;
         bind(&fd, &SocketAddrNetlink::new(0, groups))?;
         Ok(Self { fd, last: AtomicU32::new(0) })
     }
@@ -226,7 +243,7 @@ mod tests {
 
     #[test]
     fn route_answers_for_the_loopback_interface() {
-        let route = Route::open().expect("a socket");
+        let route = Netlink::route().expect("a socket");
         let mut body = [0; 16];
         body[4] = 1;
         let answer =

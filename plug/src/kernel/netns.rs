@@ -8,7 +8,6 @@ use rustix::fs::{Mode, OFlags, fstat, open, stat};
 use rustix::io::Errno;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use super::netlink::Route;
 use super::{KernelError, sys};
 
 /// Where `ip netns` keeps names; the second is where they were when `/run` did not exist.
@@ -39,13 +38,17 @@ pub(super) fn find(word: &str) -> Result<OwnedFd, KernelError> {
     }
 }
 
-/// Opens a socket to the rtnetlink of a namespace.
-pub(super) fn route(netns: BorrowedFd<'_>) -> io::Result<Route> {
-    // A thread is in the namespace that it moves to, so this one is not ours; the socket stays in it.
+/// Does something in a namespace, or in ours if there is none.
+pub(super) fn inside<T: Send + 'static>(
+    netns: Option<BorrowedFd<'_>>,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let Some(netns) = netns else { return work() };
+    // It is threads that move to namespaces, so this is one of its own.
     let netns = netns.try_clone_to_owned()?;
     let thread = std::thread::Builder::new().spawn(move || {
         move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;
-        Route::open()
+        work()
     })?;
     thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread in the namespace panicked")))
 }

@@ -196,7 +196,12 @@ impl Completer {
         let mut controls = [Control::EMPTY];
         let frame_room = self.room.get_mut(TAG_LEN..).unwrap_or_default();
         let room = [RxBuf::new(header.get_mut(..HEADER_LEN).unwrap_or_default()), RxBuf::new(frame_room)];
-        recv_batch_with(fd, std::iter::once(&room[..]), &mut lens, &mut controls, RecvFlags::PEEK)?;
+        match recv_batch_with(fd, std::iter::once(&room[..]), &mut lens, &mut controls, RecvFlags::PEEK) {
+            Ok(_) => {}
+            // No header can say what is to be done to this frame, which stays where it is.
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::INVAL) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        }
         let [len, ..] = lens;
         let [control] = controls;
         let mut header = Header::decode(&header);

@@ -23,7 +23,7 @@ use rustix::io::Errno;
 
 use super::error::{failed, lacking};
 use super::interface::{self, Interface, Settings};
-use super::netlink::Route;
+use super::netlink::Netlink;
 use super::sys::{self, TapSetting};
 use super::{KernelError, interface_name, netns, parse_flag, parse_mac, parse_mtu};
 use crate::OpenOptions;
@@ -225,8 +225,9 @@ fn refused(wish: &Wish, error: io::Error) -> KernelError {
             KernelError::System { what: format!("add a queue to the tap {name:?}"), source: error }
         }
         _ => {
-            let exists =
-                Route::open().and_then(|route| Interface::find(&route, &name)).is_ok_and(|it| it.is_some());
+            let exists = Netlink::route()
+                .and_then(|route| Interface::find(&route, &name))
+                .is_ok_and(|it| it.is_some());
             if exists {
                 let remedy = format!(
                     "become the user that it was made for: ip tuntap add dev {name} mode tap user USER"
@@ -248,7 +249,7 @@ fn configure(name: &str, wish: &Wish, netns: Option<BorrowedFd<'_>>) -> Result<(
         return Ok(());
     }
     let what = || failed(format!("configure the tap {name:?}"));
-    let route = Route::open().map_err(what())?;
+    let route = Netlink::route().map_err(what())?;
     let gone = || io::Error::from_raw_os_error(libc::ENODEV);
     let it = Interface::find(&route, name).and_then(|it| it.ok_or_else(gone)).map_err(what())?;
     interface::change(&route, it.index, &wish.settings, netns).map_err(|error| {

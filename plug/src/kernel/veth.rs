@@ -23,9 +23,9 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, 
 
 use super::error::{failed, lacking};
 use super::interface::{self, Interface, Peer, Settings};
-use super::netlink::{self, Route};
+use super::netlink::{self, Netlink};
 use super::packet::{self, Completer};
-use super::{KernelError, interface_name, netns, parse_flag, parse_mac, parse_mtu, sys};
+use super::{KernelError, features, interface_name, netns, parse_flag, parse_mac, parse_mtu, sys};
 use crate::OpenOptions;
 use crate::datagram::{self, Framing};
 use crate::error::OpenError;
@@ -40,7 +40,7 @@ pub(crate) struct VethLink {
     // Before the pair, so that it is closed before the pair is removed.
     socket: OwnedFd,
     /// Hears of changes.
-    monitor: Route,
+    monitor: Netlink,
     index: u32,
     mtu: AtomicU32,
     /// Completes frames, on a link that was opened without offloads.
@@ -52,7 +52,7 @@ pub(crate) struct VethLink {
 /// A pair that goes with its link.
 #[derive(Debug)]
 struct Pair {
-    route: Arc<Route>,
+    route: Arc<Netlink>,
     index: u32,
     stays: bool,
     claim: Option<Claim>,
@@ -138,7 +138,7 @@ impl VethLink {
         let name = &wish.name;
         let netns = wish.netns.as_deref().map(netns::find).transpose()?;
         let peer = Peer { name: wish.peer_name(), netns: netns.as_ref().map(AsFd::as_fd) };
-        let route = Arc::new(Route::open().map_err(failed("open a socket to rtnetlink"))?);
+        let route = Arc::new(Netlink::route().map_err(failed("open a socket to rtnetlink"))?);
         let (it, pair) = match find(&route, name)? {
             Some(it) => attach(&route, wish, &peer, it)?,
             None if !wish.is_pair() => return Err(KernelError::NoInterface { name: name.clone() }),
@@ -146,7 +146,7 @@ impl VethLink {
         };
         // From here on, an error's way out removes a pair that was made.
         let what = format!("watch the interface {name:?}");
-        let monitor = Route::with_groups(libc::RTMGRP_LINK.cast_unsigned()).map_err(failed(what))?;
+        let monitor = Netlink::monitor(libc::RTMGRP_LINK.cast_unsigned()).map_err(failed(what))?;
         let remedy = "that needs root or CAP_NET_RAW";
         let socket =
             packet::open(it.index).map_err(lacking(format!("read the interface {name:?}"), remedy))?;
@@ -182,13 +182,13 @@ impl VethLink {
     }
 }
 
-fn find(route: &Route, name: &str) -> Result<Option<Interface>, KernelError> {
+fn find(route: &Netlink, name: &str) -> Result<Option<Interface>, KernelError> {
     Interface::find(route, name).map_err(failed(format!("look up the interface {name:?}")))
 }
 
 /// Checks an interface that exists, and takes over a pair that nobody removes any more.
 fn attach(
-    route: &Arc<Route>,
+    route: &Arc<Netlink>,
     wish: &Wish,
     peer: &Peer<'_>,
     it: Interface,
@@ -214,7 +214,11 @@ fn attach(
 }
 
 /// Makes a pair.
-fn make(route: &Arc<Route>, wish: &Wish, peer: &Peer<'_>) -> Result<(Interface, Option<Pair>), KernelError> {
+fn make(
+    route: &Arc<Netlink>,
+    wish: &Wish,
+    peer: &Peer<'_>,
+) -> Result<(Interface, Option<Pair>), KernelError> {
     let name = &wish.name;
     let what = || format!("make the pair of veth {name:?} and {:?}", peer.name);
     interface::make_pair(route, name, peer, &wish.settings).map_err(|error| match error.kind() {
@@ -231,6 +235,14 @@ fn make(route: &Arc<Route>, wish: &Wish, peer: &Peer<'_>) -> Result<(Interface, 
     if pair.claim.is_some() && !wish.persist {
         interface::set_alias(route, it.index, ALIAS).map_err(failed(what()))?;
     }
+    let peer_name = peer.name.to_owned();
+    if let Err(error) = netns::inside(peer.netns, move || features::limit(&peer_name)) {
+        // It takes a privilege more than all else, for something that most never need.
+        log::warn!(
+            "tunnels and SCTP of the peer {:?} may not pass: cannot set its features: {error}",
+            peer.name
+        );
+    }
     Ok((it, Some(pair)))
 }
 
@@ -238,7 +250,7 @@ fn make(route: &Arc<Route>, wish: &Wish, peer: &Peer<'_>) -> Result<(Interface, 
 /// comes last, as the kernel takes frames at once from the end that comes up last, and from the other only after a
 /// while, losing what it is given till then.
 fn raise(
-    route: &Route,
+    route: &Netlink,
     wish: &Wish,
     peer: &Peer<'_>,
     it: &Interface,
@@ -263,7 +275,7 @@ fn raise(
 fn raise_peer(wish: &Wish, peer: &Peer<'_>) -> Result<(), KernelError> {
     let remedy = "that needs root, or CAP_NET_ADMIN and, for another network namespace, CAP_SYS_ADMIN";
     let what = || lacking(format!("bring up the peer {:?}", peer.name), remedy);
-    let route = peer.netns.map_or_else(Route::open, netns::route).map_err(what())?;
+    let route = netns::inside(peer.netns, Netlink::route).map_err(what())?;
     let it = Interface::find(&route, peer.name).map_err(what())?;
     let it = it.ok_or_else(|| KernelError::OtherPeer {
         name: wish.name.clone(),

@@ -63,6 +63,10 @@ fn forward(from: &dyn Link, to: &dyn Link, rooms: &mut [Vec<u8>]) {
     let mut frames: Vec<_> = bufs.iter().map(|bufs| RxFrame::new(bufs)).collect();
     let got = from.recv(&mut frames).expect("a living link");
     let got: Vec<(Header, usize)> = frames[..got].iter().map(|frame| (frame.header, frame.len)).collect();
+    for (room, (header, len)) in rooms.iter().zip(&got) {
+        let checked = offload::check(header, &room[..*len], *len);
+        assert!(checked.is_ok(), "{header:?} of {len} bytes: {checked:?}");
+    }
     let pieces: Vec<_> = rooms.iter().zip(&got).map(|(room, (_, len))| [TxBuf::new(&room[..*len])]).collect();
     let headers = got.iter().map(|(header, _)| *header);
     let batch: Vec<_> = pieces
@@ -157,6 +161,24 @@ fn tap_and_veth_carry_the_same_large_frames() {
         assert!(average(&**link) > 5_000, "{:?}", link.stats());
     }
     drop(relay);
+}
+
+#[test]
+fn veth_carries_a_tunnel_without_its_segments() {
+    let (home, x, y) = (Space::new(), Space::new(), Space::new());
+    let links = [(&x, "a"), (&y, "b")]
+        .map(|(space, name)| open_in(&home, format!("veth://{name}[netns={}]", space.quoted()), true));
+    for (space, name, local, remote) in [(&x, "a", 1, 2), (&y, "b", 2, 1)] {
+        address(space, name, local);
+        let ends = format!("local 10.8.0.{local} remote 10.8.0.{remote}");
+        space.ip(&format!("link add vx0 type vxlan id 7 dstport 4789 {ends}"));
+        space.ip(&format!("addr add 10.7.0.{local}/24 dev vx0"));
+        space.ip("link set vx0 up");
+    }
+    let _relay = Relay::start(links.clone());
+    connection(&x, &y, "10.7.0.2", AMOUNT / 16);
+    let stats = links[0].stats().total;
+    assert!(average(&*links[0]) <= 1514, "{stats:?}");
 }
 
 #[test]
