@@ -114,6 +114,10 @@ impl Link for NodeLink {
         BIG_FRAME_MAX
     }
 
+    fn offloads(&self) -> bool {
+        self.net.owner_takes_big()
+    }
+
     fn send(&self, frames: &[TxFrame<'_>]) -> Result<Sent, LinkError> {
         Ok(self.net.send(frames))
     }

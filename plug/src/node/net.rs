@@ -90,6 +90,11 @@ impl Net {
         }
     }
 
+    /// Whether the owner takes frames that are not done.
+    pub(super) fn owner_takes_big(&self) -> bool {
+        self.owner_big
+    }
+
     /// Whether peers may send big frames: somebody has to segment them for who cannot take them.
     pub(super) fn takes_big(&self) -> bool {
         self.owner_big || self.inbox().is_some()
@@ -288,8 +293,10 @@ impl Net {
     }
 
     fn recv_from(&self, peer: &Arc<Peer>, frames: &mut [RxFrame<'_>]) -> usize {
+        // Asked first: what it sent before it left may come right after a look at its socket.
+        let left = peer.has_left();
         let got = peer.recv(frames, Some(&self.meter));
-        if got < frames.len() && peer.has_left() {
+        if left && got < frames.len() {
             self.forget(peer);
         }
         got

@@ -60,6 +60,8 @@ impl Peer {
         // Connected before it has a name, so that nobody else can ever send to it.
         match &request.data_socket {
             ClientName::Abstract(name) => connect(&data, &SocketAddrUnix::new_abstract_name(name)?)?,
+            // (A file system that hangs when it is asked for a name would hang the thread. Only who may mount one that
+            // this user is let into could do that.)
             ClientName::Path(path) => {
                 let (socket, stat) = pin(CWD, path)?;
                 // Else anybody who may join could have us send to sockets that we may use and it may not.
@@ -136,7 +138,9 @@ impl Peer {
         &self.meter
     }
 
-    /// Sends frames without waiting. A peer that does not take one loses it, and the rest of the batch.
+    /// Sends frames without waiting. A peer that does not take one loses it, and the rest of the batch. To one whose
+    /// socket is gone, and whose end is not noticed yet, the first send is also the loss of what it sent and was not
+    /// received: the kernel throws that away.
     pub(super) fn send(&self, frames: &[TxFrame<'_>]) {
         let now = Meter::default();
         // An error says that the peer is gone, which its stream will tell.

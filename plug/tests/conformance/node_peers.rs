@@ -90,8 +90,10 @@ impl Plug {
         // It would not survive a probe by connecting.
         let line_end = format!(" {}", place.ctl().display());
         until("vde_plug serves a node", || {
-            let sockets = std::fs::read_to_string("/proc/net/unix").expect("/proc");
-            sockets.lines().any(|line| line.contains(" 00010000 ") && line.ends_with(&line_end))
+            let sockets = std::fs::read("/proc/net/unix").expect("/proc");
+            String::from_utf8_lossy(&sockets)
+                .lines()
+                .any(|line| line.contains(" 00010000 ") && line.ends_with(&line_end))
         });
         plug
     }
