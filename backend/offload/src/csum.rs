@@ -37,10 +37,12 @@ impl Sum {
     }
 }
 
-/// Sum of 32-bit lanes; cannot overflow for pieces shorter than 16 GiB.
+/// Sum of 32-bit lanes; cannot overflow for pieces shorter than 16 GiB. Wrapping, because a check for each addition keeps
+/// the compiler from adding several at once: 121 ns for 1460 bytes instead of 43.
 fn words(bytes: &[u8]) -> u64 {
     let (lanes, rest) = bytes.as_chunks::<4>();
-    let mut sum: u64 = lanes.iter().map(|lane| u64::from(u32::from_ne_bytes(*lane))).sum();
+    let lanes = lanes.iter().map(|lane| u64::from(u32::from_ne_bytes(*lane)));
+    let mut sum = lanes.fold(0, u64::wrapping_add);
     let (pairs, last) = rest.as_chunks::<2>();
     sum += pairs.iter().map(|pair| u64::from(u16::from_ne_bytes(*pair))).sum::<u64>();
     sum + last.first().map_or(0, |byte| u64::from(u16::from_ne_bytes([*byte, 0])))
