@@ -13,15 +13,18 @@ mod connection;
 mod pair;
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use rustix::fs::{CWD, Mode, fchmod};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, fchmod, linkat, openat, rename, unlink};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, socket_with};
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
+};
 
 use crate::error::OpenError;
 use crate::link::Link;
@@ -31,6 +34,12 @@ use crate::{OpenErrorKind, OpenOptions, sys};
 
 /// Room for a name in `sockaddr_un`, with its NUL and the `+` of the second program's.
 const PATH_MAX: usize = 106;
+
+/// How many programs may wait to be answered.
+const BACKLOG: i32 = 8;
+
+/// Part of names that last for a moment, counted over all links of this process.
+static MOMENTARY: AtomicU32 = AtomicU32::new(0);
 
 /// Why a `ptp` link could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -231,24 +240,58 @@ struct Name {
 impl Name {
     /// Binds a socket to a name that does not exist and lets in whom it should. `None`: somebody was faster.
     fn bind(socket: &OwnedFd, path: &Path, access: &Access) -> Result<Option<Self>, OpenError> {
-        let failed = |errno: Errno| PtpError::Make { path: path.into(), source: errno.into() };
-        // The name comes into being with the mode that the socket has, less the umask: no moment passes in which others
-        // could connect.
-        fchmod(socket, Mode::from_raw_mode(access.mode & 0o700)).map_err(failed)?;
-        match SocketAddrUnix::new(path).and_then(|address| bind(socket, &address)) {
-            Ok(()) => {}
-            Err(Errno::ADDRINUSE) => return Ok(None),
-            Err(errno) => return Err(failed(errno).into()),
+        match admit(socket, path, path, access) {
+            Ok(name) => Ok(Some(name)),
+            Err(OpenError::Ptp(PtpError::Make { source, .. })) if is(&source, Errno::ADDRINUSE) => Ok(None),
+            Err(error) => Err(error),
         }
-        let (handle, stat) = pin(CWD, path).map_err(failed)?;
-        let name = Self { path: path.into(), identity: (stat.st_dev, stat.st_ino) };
-        if let Some((group, gid)) = &access.group {
-            chgrp(&handle, *gid)
-                .map_err(|errno| OpenError::ChangeGroup { group: group.clone(), source: errno.into() })?;
-        }
-        chmod(&handle, access.mode).map_err(failed)?;
-        Ok(Some(name))
     }
+
+    /// As `bind`, and lets the socket listen. A name of a socket that does not listen yet looks like that of a dead
+    /// program and would be taken over, so the socket gets this name when it listens.
+    fn listen(socket: &OwnedFd, path: &Path, access: &Access) -> Result<Option<Self>, OpenError> {
+        let failed = |errno: Errno| PtpError::Make { path: path.into(), source: errno.into() };
+        let directory =
+            path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let handle = openat(CWD, directory, flags, Mode::empty()).map_err(failed)?;
+        // However long the directory's name is, this fits.
+        let number = MOMENTARY.fetch_add(1, Ordering::Relaxed);
+        let first = format!("/proc/self/fd/{}/.ptp-{}-{number}", handle.as_raw_fd(), std::process::id());
+        let mut name = admit(socket, Path::new(&first), path, access)?;
+        listen(socket, BACKLOG).map_err(failed)?;
+        match linkat(CWD, &first, CWD, path, AtFlags::empty()) {
+            // The other name goes.
+            Ok(()) => {
+                let kept = Self { path: path.into(), identity: name.identity };
+                drop(std::mem::replace(&mut name, kept));
+                Ok(Some(name))
+            }
+            Err(Errno::EXIST) => Ok(None),
+            Err(errno) => Err(failed(errno).into()),
+        }
+    }
+}
+
+/// Binds a socket to a name and lets in whom it should; `path` is what the user knows it by.
+fn admit(socket: &OwnedFd, name: &Path, path: &Path, access: &Access) -> Result<Name, OpenError> {
+    let failed = |errno: Errno| PtpError::Make { path: path.into(), source: errno.into() };
+    // The name comes into being with the mode that the socket has, less the umask: no moment passes in which others
+    // could connect.
+    fchmod(socket, Mode::from_raw_mode(access.mode & 0o700)).map_err(failed)?;
+    SocketAddrUnix::new(name).and_then(|address| bind(socket, &address)).map_err(failed)?;
+    let (handle, stat) = pin(CWD, name).map_err(failed)?;
+    let name = Name { path: name.into(), identity: (stat.st_dev, stat.st_ino) };
+    if let Some((group, gid)) = &access.group {
+        chgrp(&handle, *gid)
+            .map_err(|errno| OpenError::ChangeGroup { group: group.clone(), source: errno.into() })?;
+    }
+    chmod(&handle, access.mode).map_err(failed)?;
+    Ok(name)
+}
+
+fn is(error: &io::Error, errno: Errno) -> bool {
+    Errno::from_io_error(error) == Some(errno)
 }
 
 impl Drop for Name {
@@ -260,14 +303,28 @@ impl Drop for Name {
     }
 }
 
-/// Removes the name of a socket that nobody has any more.
+/// Removes the name of a socket that nobody has any more, and no other: somebody may be doing the same, and have put a
+/// living socket there meanwhile.
 fn remove_dead(path: &Path) -> Result<(), PtpError> {
-    match pin(CWD, path) {
-        Ok(_) => std::fs::remove_file(path).or_else(|error| match error.kind() {
-            io::ErrorKind::NotFound => Ok(()),
-            _ => Err(PtpError::Make { path: path.into(), source: error }),
-        }),
-        Err(Errno::NOENT) => Ok(()),
-        Err(_) => Err(PtpError::NotOurs { path: path.into(), what: "no socket" }),
+    let identity = match pin(CWD, path) {
+        Ok((_, stat)) => (stat.st_dev, stat.st_ino),
+        Err(Errno::NOENT) => return Ok(()),
+        Err(_) => return Err(PtpError::NotOurs { path: path.into(), what: "no socket" }),
+    };
+    // What is moved away is what is looked at, which a name that others use as well cannot promise.
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(format!(".dead-{}-{}", std::process::id(), MOMENTARY.fetch_add(1, Ordering::Relaxed)));
+    match rename(path, &aside) {
+        Ok(()) => {}
+        Err(Errno::NOENT) => return Ok(()),
+        Err(errno) => return Err(PtpError::Make { path: path.into(), source: errno.into() }),
     }
+    let same = pin(CWD, Path::new(&aside)).is_ok_and(|(_, stat)| (stat.st_dev, stat.st_ino) == identity);
+    if !same && let Err(errno) = linkat(CWD, &aside, CWD, path, AtFlags::empty()) {
+        log::debug!("cannot give {path:?} back: {errno}");
+    }
+    if let Err(errno) = unlink(&aside) {
+        log::debug!("{aside:?} stays behind: {errno}");
+    }
+    Ok(())
 }

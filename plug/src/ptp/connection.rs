@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags, SocketFlags, SocketType, accept_with, listen, recv, send};
+use rustix::net::{RecvFlags, SendFlags, SocketFlags, SocketType, accept_with, recv, send};
 
 use super::{Access, Form, Name, PtpError, knock, new_socket, remove_dead};
 use crate::datagram::{self, Framing};
@@ -113,8 +113,7 @@ fn find(path: &Path, access: &Access) -> Result<Found, OpenError> {
         }
         let failed = |errno: Errno| PtpError::Make { path: path.into(), source: errno.into() };
         let socket = new_socket(SocketType::SEQPACKET).map_err(failed)?;
-        if let Some(name) = Name::bind(&socket, path, access)? {
-            listen(&socket, 8).map_err(failed)?;
+        if let Some(name) = Name::listen(&socket, path, access)? {
             return Ok(Found::Nobody(socket, name));
         }
     }

@@ -243,6 +243,44 @@ fn bad_locators_are_named() {
     assert!(error.to_string().contains("write form=datagram or form=seqpacket"), "{error}");
 }
 
+#[test]
+fn many_at_once_are_two() {
+    for form in ["datagram", "seqpacket"] {
+        let home = open_dir();
+        let path = home.path().join("p");
+        // The names are there already, of programs that died.
+        let leftover = if form == "datagram" { &["p", "p+"][..] } else { &["p"] };
+        for name in leftover {
+            drop(std::os::unix::net::UnixDatagram::bind(home.path().join(name)).expect("bind"));
+        }
+        let locator = &format!("ptp://{}[form={form}]", path.display());
+        let done = &std::sync::atomic::AtomicUsize::new(0);
+        let links: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8)
+                .map(|_| {
+                    scope.spawn(move || {
+                        let link = vdeplug::open(locator, &OpenOptions::default());
+                        done.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                        // Whoever is in lets the others in, or tells them that there are two.
+                        until("all have an answer", || {
+                            link.iter().for_each(|link| tend(&**link));
+                            done.load(std::sync::atomic::Ordering::SeqCst) == 8
+                        });
+                        link
+                    })
+                })
+                .collect();
+            threads.into_iter().map(|thread| thread.join().expect("a thread")).collect()
+        });
+        let (open, refused): (Vec<_>, Vec<_>) = links.into_iter().partition(Result::is_ok);
+        assert_eq!((open.len(), refused.len()), (2, 6), "{form}: {refused:?}");
+        let open: Vec<_> = open.into_iter().flatten().collect();
+        both_ways(&*open[0], &*open[1]);
+        drop(open);
+        assert!(names(home.path()).is_empty(), "{form}: {:?}", names(home.path()));
+    }
+}
+
 /// The other program of the seqpacket form.
 struct Fake {
     socket: OwnedFd,
