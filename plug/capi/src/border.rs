@@ -34,3 +34,34 @@ pub(crate) fn uninterrupted<T>(work: impl FnOnce() -> Result<T, Errno>) -> Resul
     sys::restore_signals(&before);
     result
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guarded_panic_is_an_error() {
+        assert_eq!(guarded(|| Ok(1)), Ok(1));
+        assert_eq!(guarded(|| Err::<(), _>(libc::ENOENT)), Err(libc::ENOENT));
+        assert_eq!(guarded(|| -> Result<(), Errno> { panic!("a fault in the library") }), Err(libc::EIO));
+        let nothing: [u8; 0] = [];
+        assert_eq!(uninterrupted(|| Ok(nothing[std::hint::black_box(3)])), Err(libc::EIO));
+    }
+
+    #[test]
+    fn uninterrupted_leaves_signals_as_they_were() {
+        let blocked = || {
+            let set = sys::hold_signals();
+            sys::restore_signals(&set);
+            // SAFETY: a set that the C library filled in.
+            unsafe { libc::sigismember(&raw const set, libc::SIGTERM) }
+        };
+        assert_eq!(blocked(), 0);
+        assert_eq!(uninterrupted(|| Ok(blocked())), Ok(1));
+        assert_eq!(
+            uninterrupted(|| -> Result<(), Errno> { panic!("a fault in the library") }),
+            Err(libc::EIO)
+        );
+        assert_eq!(blocked(), 0);
+    }
+}

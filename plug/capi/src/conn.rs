@@ -115,6 +115,7 @@ impl Conn {
 
     /// # Safety
     /// `len` bytes from `buf` are writable.
+    #[inline(never)]
     unsafe fn recv_watched(&self, watch: &Watch, buf: *mut c_void, len: usize) -> isize {
         if buf.is_null() {
             return fail(libc::EFAULT);
@@ -163,6 +164,7 @@ impl Conn {
 
     /// # Safety
     /// `len` bytes from `buf` are readable.
+    #[inline(never)]
     unsafe fn send_by_link(&self, buf: *const c_void, len: usize) -> isize {
         if buf.is_null() {
             return fail(libc::EFAULT);

@@ -108,3 +108,48 @@ fn locator_text(locator: &CStr) -> String {
 fn description_text(description: &CStr) -> String {
     description.to_string_lossy().into_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(locator: Option<&CStr>, version: c_int, args: Option<&OpenArgs>) -> Result<Request, Errno> {
+        let locator = locator.map_or(std::ptr::null(), CStr::as_ptr);
+        let args = args.map_or(std::ptr::null(), std::ptr::from_ref);
+        // SAFETY: what is not NULL is borrowed for longer than the call.
+        unsafe { Request::read(locator, std::ptr::null(), version, args) }
+    }
+
+    fn args(port: c_int, group: Option<&'static CStr>, mode: c_uint) -> OpenArgs {
+        OpenArgs { port, group: group.map_or(std::ptr::null(), CStr::as_ptr), mode }
+    }
+
+    #[test]
+    fn read_of_nothing_is_the_default() {
+        let nothing = read(None, 1, None).expect("good");
+        assert_eq!((nothing.locator.as_str(), nothing.description.as_str()), ("", ""));
+        assert_eq!((nothing.port, nothing.group, nothing.mode), (Port::Any, None, 0));
+        // A version is that of the arguments.
+        assert!(read(None, 7, None).is_ok());
+        assert_eq!(read(None, 2, Some(&args(0, None, 0))), Err(libc::EINVAL));
+    }
+
+    #[test]
+    fn read_takes_arguments() {
+        let port = |number| read(None, 1, Some(&args(number, None, 0))).expect("good").port;
+        assert_eq!([0, 7, -1].map(port), [Port::Any, Port::Number(7), Port::Management]);
+        assert_eq!((port(c_int::MAX), port(c_int::MIN)), (Port::Number(0x7fff_ffff), Port::Management));
+        let group = |group| read(None, 1, Some(&args(0, Some(group), 0))).map(|request| request.group);
+        assert_eq!(group(c"users"), Ok(Some("users".into())));
+        assert_eq!(group(c""), Ok(None));
+        assert_eq!(group(c"\xff"), Err(libc::EINVAL));
+        assert_eq!(read(None, 1, Some(&args(0, None, 0o100_640))).expect("good").mode, 0o640);
+    }
+
+    #[test]
+    fn read_of_bytes_that_are_no_text() {
+        let locator = |text: &CStr| read(Some(text), 1, None).expect("good").locator;
+        assert_eq!(locator(c"/run/sw\xff\xe9[5]"), "/run/sw%ff%e9[5]");
+        assert_eq!(locator(c"/run/\xc3\xa9%41"), "/run/\u{e9}%41");
+    }
+}

@@ -1,13 +1,15 @@
-//! Networks that a program serves by opening them: Debian's programs as owners and as peers.
+//! Networks without a switch: those that a program serves by opening them, with Debian's programs as owners and as peers, and
+//! cables between two programs.
 
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
 use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::harness::{broadcast, open_dir, until};
 use crate::library::{BOTH, Library, Original, Ours, Program, succeed};
-use crate::process::{Plug, framed};
+use crate::process::{Plug, Running, framed};
 
 /// A place for a network.
 struct Site {
@@ -180,4 +182,50 @@ fn c_29_nested_plug_in_opens_a_network_of_ours() {
     });
     host.send(&tagged);
     guest.receive(&plain);
+}
+
+#[test]
+fn vde_plug_at_both_ends_of_a_cable() {
+    let site = Site::new();
+    let cable = site.locator("ptp");
+    let mut one = Plug::start(Ours, &[&cable]);
+    until("the first end is there", || site.path.exists());
+    for round in 0..2 {
+        // That the other end comes and goes is no end of the connection.
+        let mut two = Plug::start(Ours, &[&cable]);
+        meet(&mut two, &one, round);
+        meet(&mut one, &two, round + 10);
+        two.close();
+        assert_eq!(two.running.wait().code(), Some(0));
+    }
+    one.close();
+    assert_eq!(one.running.wait().code(), Some(0));
+    assert!(!site.path.exists());
+}
+
+#[test]
+fn vde_plug_reaches_a_network_through_a_command() {
+    let site = Site::new();
+    let _served = Plug::start(Ours, &["null://", &site.locator("hub")]);
+    site.wait();
+    let mut near = Plug::start(Ours, &[&format!("cmd://vde_plug {}", path(&site.path))]);
+    let mut far = site.join(Ours);
+    meet(&mut near, &far, 1);
+    meet(&mut far, &near, 2);
+    near.close();
+    assert_eq!(near.running.wait().code(), Some(0));
+}
+
+#[test]
+fn vdens_serves_a_network_from_its_small_stack() {
+    let site = Site::new();
+    let script =
+        "ip addr add 10.6.0.1/24 dev vde0 && ip link set vde0 up && exec socat TCP-LISTEN:7777 EXEC:cat";
+    let mut owner = Ours.command("vdens");
+    owner.args(["--clone", &site.locator("switch"), "sh", "-c", script]);
+    let _owner = Running::start(owner.stdin(Stdio::null()));
+    site.wait();
+    let program = Program::compile("echoed", Ours, &["-lvdestack"]);
+    let mut peer = Ours.command("timeout");
+    succeed(peer.arg("60").arg(program.path()).arg(&site.path));
 }
