@@ -297,3 +297,23 @@ impl End {
         Ok(Report { frames: number()?, bytes: number()?, nanoseconds: number()? })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cast_every_receiver_has_a_sender() {
+        let (numbers, senders, receivers) = cast(Traffic::Pairs(2), 1);
+        assert_eq!(numbers, [(1, 2), (2, 1), (3, 4), (4, 3)]);
+        assert_eq!((senders, receivers), (vec![1, 3], vec![2, 4]));
+        let (numbers, senders, receivers) = cast(Traffic::ToAll(2), 1);
+        assert_eq!(numbers, [(1, ALL), (2, ALL), (3, ALL)]);
+        assert_eq!((senders, receivers), (vec![1], vec![2, 3]));
+        let (numbers, senders, receivers) = cast(Traffic::ToOwner(2), 1);
+        assert_eq!(numbers, [(1, OWNER), (2, OWNER)]);
+        assert_eq!((senders, receivers), (vec![1, 2], vec![0]));
+        let (_, senders, receivers) = cast(Traffic::FromOwner(2), 1);
+        assert_eq!((senders, receivers), (vec![0], vec![1, 2]));
+    }
+}
