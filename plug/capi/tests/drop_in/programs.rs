@@ -17,7 +17,7 @@ fn pair(switch: &RealSwitch, libraries: [Library; 2]) -> [Plug; 2] {
 }
 
 #[test]
-fn vde_plug_carries_frames_both_ways() {
+fn c_23_vde_plug_carries_frames_both_ways() {
     for libraries in [[Ours, Ours], [Ours, Original], [Original, Ours]] {
         let switch = RealSwitch::start();
         let [mut one, mut two] = pair(&switch, libraries);
@@ -117,7 +117,7 @@ fn vde_plug_honours_group_mode_and_description() {
 const WAYS: [&str; 3] = ["--unshare", "--clone", "--iface=vde"];
 
 #[test]
-fn vdens_connects_two_namespaces() {
+fn c_23_vdens_connects_two_namespaces() {
     need_root("to make network namespaces everywhere");
     for (library, way) in [(Original, WAYS[2]), (Ours, WAYS[0]), (Ours, WAYS[1]), (Ours, WAYS[2])] {
         let switch = RealSwitch::start();
@@ -152,7 +152,7 @@ fn dhcp_type(frame: &[u8]) -> Option<u8> {
 }
 
 #[test]
-fn qemu_netdev_vde_gets_an_address() {
+fn c_23_qemu_netdev_vde_gets_an_address() {
     const DISCOVER: u8 = 1;
     const REQUEST: u8 = 3;
     for library in BOTH {
@@ -179,7 +179,7 @@ fn qemu_netdev_vde_gets_an_address() {
 }
 
 #[test]
-fn vdeq_relays_between_switch_and_emulator() {
+fn c_23_vdeq_relays_between_switch_and_emulator() {
     let emulator = Program::compile("emulator", Ours, &[]);
     for library in BOTH {
         let switch = RealSwitch::start();
