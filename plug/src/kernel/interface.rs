@@ -169,13 +169,8 @@ pub(super) fn raise_bare(route: &Netlink, index: u32) -> io::Result<()> {
     route.ask(&Request::new(libc::RTM_NEWLINK, ACK, &body(index, flags, flags))).map(drop)
 }
 
-/// Changes an interface; moves it into another namespace first, if there is one.
-pub(super) fn change(
-    route: &Netlink,
-    index: u32,
-    settings: &Settings,
-    netns: Option<BorrowedFd<'_>>,
-) -> io::Result<()> {
+/// Changes an interface.
+pub(super) fn change(route: &Netlink, index: u32, settings: &Settings) -> io::Result<()> {
     let flags = if settings.up { UP } else { 0 };
     let mut request = Request::new(libc::RTM_NEWLINK, ACK, &body(index, flags, flags));
     if let Some(mtu) = settings.mtu {
@@ -183,9 +178,6 @@ pub(super) fn change(
     }
     if let Some(mac) = settings.mac {
         request.put(libc::IFLA_ADDRESS, &mac);
-    }
-    if let Some(netns) = netns {
-        request.put(libc::IFLA_NET_NS_FD, &netns.as_raw_fd().to_ne_bytes());
     }
     route.ask(&request).map(drop)
 }

@@ -7,8 +7,8 @@
 //! kernel keeps each flow on the queue that it was last sent from. So N workers open the locator N times. All queues
 //! have to be opened with the same [`OpenOptions::offloads`], which the interface has once.
 //!
-//! The interface goes with its last descriptor, unless `persist` says that it stays. With `netns` it is moved into that
-//! namespace, by itself and not as half of a pair; its cable stays here.
+//! The interface goes with its last descriptor, unless `persist` says that it stays. With `netns` it is in that
+//! namespace, by itself and not as half of a pair; its cable ends here.
 //!
 //! Of a tap, each system call moves one frame. What a program may still do to the interface meanwhile (take it down,
 //! remove it) shows as an error of these calls, so there is no control descriptor.
@@ -93,11 +93,19 @@ impl Wish {
 impl TapLink {
     /// Makes a tap or attaches to one, as the part of the locator behind `tap://` says.
     pub(crate) fn open(argument: &str, options: &OpenOptions) -> Result<Self, OpenError> {
-        Ok(Self::open_wish(&Wish::parse(argument)?, options.offloads)?)
+        Ok(Self::open_wish(Wish::parse(argument)?, options.offloads)?)
     }
 
-    fn open_wish(wish: &Wish, offloads: bool) -> Result<Self, KernelError> {
+    fn open_wish(wish: Wish, offloads: bool) -> Result<Self, KernelError> {
         let netns = wish.netns.as_deref().map(netns::find).transpose()?;
+        let remedy = "that needs root or CAP_SYS_ADMIN";
+        let what = format!("enter the network namespace {:?}", wish.netns.as_deref().unwrap_or_default());
+        netns::inside(netns.as_ref().map(AsFd::as_fd), move || Ok(Self::open_here(&wish, offloads)))
+            .map_err(lacking(what, remedy))?
+    }
+
+    /// Opens it in the namespace of this thread.
+    fn open_here(wish: &Wish, offloads: bool) -> Result<Self, KernelError> {
         let (queue, name) = attach(wish)?;
         let fd = queue.as_fd();
         let header_len = c_int::try_from(Header::LEN).unwrap_or_default();
@@ -110,7 +118,7 @@ impl TapLink {
         if offloads && let Err(error) = sys::tap_set(fd, TapSetting::Offloads(OFFLOADS | UDP_OFFLOADS)) {
             log::debug!("this kernel segments UDP for the tap {name} by itself: {error}");
         }
-        configure(&name, wish, netns.as_ref().map(AsFd::as_fd))?;
+        configure(&name, &wish.settings)?;
         // Last, so that nothing stays when something failed.
         if wish.persist {
             sys::tap_set(fd, TapSetting::Persist(true))
@@ -183,10 +191,12 @@ impl TapLink {
             (sys::read_frame(self.queue.as_fd(), &pieces)?, room)
         };
         let header = Header::decode(&header);
-        frame.header = if self.offloads || header.is_done() { header } else { return Err(Failure::Frame) };
-        if !self.offloads {
-            frame.header = Header::NONE;
+        if !self.offloads && !header.is_done() {
+            // Another queue of the interface was opened with offloads.
+            self.meter.received(0, 0, 1);
+            return Err(Failure::Frame);
         }
+        frame.header = if self.offloads { header } else { Header::NONE };
         frame.len = if got > room { usize::MAX } else { got.saturating_sub(Header::LEN) };
         Ok(())
     }
@@ -243,23 +253,16 @@ fn refused(wish: &Wish, error: io::Error) -> KernelError {
 }
 
 /// Sets what the locator says about the interface.
-fn configure(name: &str, wish: &Wish, netns: Option<BorrowedFd<'_>>) -> Result<(), KernelError> {
-    let Wish { settings: Settings { mtu, mac, up }, .. } = wish;
-    if mtu.is_none() && mac.is_none() && !up && netns.is_none() {
+fn configure(name: &str, settings: &Settings) -> Result<(), KernelError> {
+    let Settings { mtu, mac, up } = settings;
+    if mtu.is_none() && mac.is_none() && !up {
         return Ok(());
     }
     let what = || failed(format!("configure the tap {name:?}"));
     let route = Netlink::route().map_err(what())?;
     let gone = || io::Error::from_raw_os_error(libc::ENODEV);
     let it = Interface::find(&route, name).and_then(|it| it.ok_or_else(gone)).map_err(what())?;
-    interface::change(&route, it.index, &wish.settings, netns).map_err(|error| {
-        match (&wish.netns, error.kind()) {
-            (Some(_), io::ErrorKind::AlreadyExists) => {
-                KernelError::NameTaken { name: name.into(), netns: wish.netns.clone() }
-            }
-            _ => what()(error),
-        }
-    })
+    interface::change(&route, it.index, settings).map_err(what())
 }
 
 impl Link for TapLink {

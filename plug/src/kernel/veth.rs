@@ -266,7 +266,7 @@ fn raise(
     // An address in the locator is the peer's.
     let settings = Settings { mac: None, ..wish.settings };
     if settings.up || settings.mtu.is_some() {
-        interface::change(route, it.index, &settings, None).map_err(what())?;
+        interface::change(route, it.index, &settings).map_err(what())?;
     }
     Ok(())
 }
@@ -282,7 +282,7 @@ fn raise_peer(wish: &Wish, peer: &Peer<'_>) -> Result<(), KernelError> {
         peer: peer.name.into(),
         netns: wish.netns.clone(),
     })?;
-    interface::change(&route, it.index, &Settings { up: true, ..Settings::default() }, None).map_err(what())
+    interface::change(&route, it.index, &Settings { up: true, ..Settings::default() }).map_err(what())
 }
 
 impl Link for VethLink {
