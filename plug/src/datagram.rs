@@ -110,6 +110,7 @@ pub(crate) fn send(
         // A run of good frames up to the next bad one, which is rare, or to the size of a batch.
         let run = rest.iter().take_while(good).take(sys::BATCH);
         let complete = run.clone().take_while(|frame| frame.header.is_done());
+        let complete_run = framing == Framing::Plain && complete.clone().next().is_some();
         let sent = if framing != Framing::Plain {
             match send_with_headers(fd, framing, run.clone()) {
                 Ok(count) => Ok(whole(count)),
@@ -121,7 +122,7 @@ pub(crate) fn send(
                 }
                 Err(error) => Err(framing.failure(error)),
             }
-        } else if complete.clone().next().is_some() {
+        } else if complete_run {
             sys::send_batch(fd, complete.map(|frame| frame.bufs)).map(whole).map_err(Failure::from)
         } else {
             soft::send(fd, framing.prefix(), run, done.segments, max_frame)
@@ -131,6 +132,12 @@ pub(crate) fn send(
                 meter.sent(count, rest.iter().take(count).map(TxFrame::len).sum(), 0);
                 done.taken += count;
                 done.segments = if part > 0 { part } else { segments(done.taken) };
+                // One of the run that did not go: the socket is full. (If it is the frame that is at fault, that shows
+                // when it is offered anew.) Asking once more would cost a call for every full socket.
+                let left = frames.get(done.taken).filter(|_| count < sys::BATCH && complete_run);
+                if left.is_some_and(|frame| frame.header.is_done() && good(&frame)) {
+                    break;
+                }
             }
             Err(Failure::Again) => break,
             Err(Failure::Interrupted) => {}

@@ -18,16 +18,12 @@ pub(crate) fn send(
     let mut tried = false;
     while let Some(rest) = frames.get(done.taken..).filter(|rest| !rest.is_empty()) {
         let lost = match datagram::send(fd, Framing::Plain, FRAME_MAX, rest, meter) {
+            // Less than all: the socket is full, or an error follows, which the next call tells.
             Ok(sent) => {
                 done.segments = sent.segments;
-                // Less than all may mean that the socket is full or that an error follows: the next round tells.
-                if sent.taken == 0 {
-                    break;
-                }
                 done.taken += sent.taken;
                 done.dropped += sent.dropped;
-                tried = false;
-                continue;
+                break;
             }
             Err(_) if tried => 1,
             Err(_) if mend() => {
