@@ -137,19 +137,30 @@ impl Net {
             *peers = before.iter().chain([peer]).chain(behind).cloned().collect();
         }
         // Behind the list, so that the owner finds in that whom it is told of.
-        if let OwnerEnd::Sockets(epoll) = &self.owner_end {
-            epoll::add(epoll, peer.data(), EventData::new_u64(peer.port.0), EventFlags::IN)?;
+        match &self.owner_end {
+            OwnerEnd::Sockets(epoll) => self.watch(epoll, peer),
+            OwnerEnd::Inbox(_) => Ok(()),
         }
-        Ok(())
     }
 
     /// Ends a peer, but for what the owner has still to receive of it.
     pub(super) fn unplug(&self, peer: &Arc<Peer>) {
+        let OwnerEnd::Sockets(epoll) = &self.owner_end else {
+            peer.hang_up();
+            return self.forget(peer);
+        };
+        // A socket that was hung up shows as readable whatever is in it, which is for the owner to see only if something
+        // is. Leaving the set fails if the peer never got in there.
+        let _ = epoll::delete(epoll, peer.data());
         peer.hang_up();
-        if matches!(self.owner_end, OwnerEnd::Inbox(_)) || !peer.is_pending() {
+        if !peer.is_pending() {
             return self.forget(peer);
         }
         peer.set_left();
+        if let Err(errno) = self.watch(epoll, peer) {
+            log::debug!("cannot receive what a peer sent before it left: {errno}");
+            return self.forget(peer);
+        }
         let peers = self.peers();
         let mut left = peers.iter().filter(|peer| peer.has_left());
         if let Some(oldest) = left.next()
@@ -159,9 +170,14 @@ impl Net {
         }
     }
 
+    /// Has the owner told of what a peer sends.
+    fn watch(&self, epoll: &OwnedFd, peer: &Peer) -> Result<(), Errno> {
+        epoll::add(epoll, peer.data(), EventData::new_u64(peer.port.0), EventFlags::IN)
+    }
+
     fn forget(&self, peer: &Arc<Peer>) {
         if let OwnerEnd::Sockets(epoll) = &self.owner_end {
-            // It fails if another thread was first.
+            // It fails if another thread was first, or the peer is no member.
             let _ = epoll::delete(epoll, peer.data());
         }
         if self.kind == Kind::Switch {
@@ -296,7 +312,7 @@ impl Net {
         // Asked first: what it sent before it left may come right after a look at its socket.
         let left = peer.has_left();
         let got = peer.recv(frames, Some(&self.meter));
-        if left && got < frames.len() {
+        if left && (got < frames.len() || !peer.is_pending()) {
             self.forget(peer);
         }
         got

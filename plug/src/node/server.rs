@@ -249,9 +249,9 @@ impl Server {
 
     /// Ends a peer; what it sent before goes where it should.
     fn see_off(&mut self, peer: &Arc<Peer>) {
-        // From here on nothing more comes, so the rest has an end.
-        peer.hang_up();
         if let Some(relay) = &mut self.relay {
+            // From here on nothing more comes, so the rest has an end.
+            peer.hang_up();
             while relay.turn(&self.net, peer) {}
             // Others may hold the descriptors for a moment; they fail if they were never watched.
             let _ = epoll::delete(&self.epoll, peer.data());
