@@ -4,11 +4,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use rustix::buffer::spare_capacity;
-use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vdeplug::{Link, TxBuf, TxFrame};
 
-use crate::harness::{LONG, broadcast, open, until};
+use crate::harness::{LONG, broadcast, open, receive, until};
 use crate::node_peers::{Place, drain, until_peers};
 
 /// Receives as the back end does, only when an edge-triggered epoll set says so, until that many frames came.
@@ -79,6 +79,32 @@ fn what_peers_sent_before_they_left_arrives() {
         });
         assert_eq!(running.load(Ordering::Relaxed), 0);
         until_peers(&*owner, 0);
+    }
+}
+
+#[test]
+fn peers_that_leave_wake_the_owner_for_frames_only() {
+    for scheme in ["multi", "bonding", "hub", "switch"] {
+        let place = Place::new();
+        let owner = place.serve(scheme);
+        let epoll = epoll::create(CreateFlags::CLOEXEC).expect("epoll");
+        let flags = EventFlags::IN | EventFlags::ET;
+        epoll::add(&epoll, owner.data_fd(), EventData::new_u64(0), flags).expect("add");
+        let wakes = || {
+            let mut events = Vec::with_capacity(1);
+            epoll::wait(&epoll, spare_capacity(&mut events), Some(&Timespec::default())).expect("wait")
+        };
+        for count in [1, 2, 1] {
+            let peers: Vec<_> = (0..count).map(|_| place.join()).collect();
+            drop(peers);
+            until_peers(&*owner, 0);
+            assert_eq!(wakes(), 0, "{scheme}: {count} peers that said nothing");
+        }
+        send_all(&*place.join(), 7, 1);
+        until_peers(&*owner, 0);
+        assert_eq!((wakes(), receive(&*owner)), (1, broadcast(7, 60)), "{scheme}");
+        let mut fds = [PollFd::from_borrowed_fd(owner.data_fd(), PollFlags::IN)];
+        assert_eq!(poll(&mut fds, Some(&Timespec::default())).expect("poll"), 0, "{scheme}");
     }
 }
 
