@@ -5,10 +5,11 @@
 //! as it will be on the wire; what its header asks for is done here (module `soft`).
 
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use offload::Header;
 use rustix::io::Errno;
+use rustix::net::sockopt::{set_socket_send_buffer_size, set_socket_send_buffer_size_force};
 
 use crate::kernel::{self, PACKET_HEADER_LEN};
 use crate::link::{
@@ -16,6 +17,17 @@ use crate::link::{
 };
 use crate::soft::{self, Reached};
 use crate::sys;
+
+/// What is asked for as room for frames that the other side has not read yet; the kernel doubles it. It holds the frames
+/// of about four milliseconds at 10 Gbit/s: 1700 of 1514 bytes, or 60 of 64 KiB. The default, of which two such big frames
+/// fill the greater part, loses or stops every burst. An other side that never reads pins this much memory.
+const SEND_BUFFER: usize = 2 << 20;
+
+/// Gives a socket as much room for frames as it may have.
+pub(crate) fn widen(socket: impl AsFd) -> Result<(), Errno> {
+    set_socket_send_buffer_size_force(&socket, SEND_BUFFER)
+        .or_else(|_| set_socket_send_buffer_size(&socket, SEND_BUFFER))
+}
 
 /// What a datagram of a socket holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -108,7 +108,11 @@ impl VdeLink {
         // headers from then on, so it is believed only where the word was said.
         let big = options.offloads && peer.as_os_str().as_bytes().ends_with(request::BIG_SUFFIX);
         let framing = if big { Framing::Header } else { Framing::Plain };
-        Ok(Self { control: switch.into_stream(), data: data.into_socket(), framing, meter: Meter::default() })
+        let (control, data) = (switch.into_stream(), data.into_socket());
+        if big {
+            datagram::widen(&data).map_err(system("give a socket room for big frames"))?;
+        }
+        Ok(Self { control, data, framing, meter: Meter::default() })
     }
 }
 

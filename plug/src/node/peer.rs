@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::CWD;
 use rustix::io::Errno;
-use rustix::net::sockopt::{set_socket_send_buffer_size, set_socket_send_buffer_size_force, socket_peercred};
+use rustix::net::sockopt::socket_peercred;
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, Shutdown, SocketAddrUnix, SocketFlags, SocketType, connect, recv,
     send, shutdown, socket_with,
@@ -19,11 +19,6 @@ use crate::datagram::{self, Framing};
 use crate::link::{BIG_FRAME_MAX, Meter, RxFrame, TxFrame};
 use crate::vde::data_socket::{name_of, pin};
 use crate::vde::request::BIG_SUFFIX;
-
-/// What is asked for as room for frames that a peer has not read yet; the kernel doubles it. It holds the frames of
-/// about four milliseconds at 10 Gbit/s: 1700 of 1514 bytes, or 60 of 64 KiB. The default, of which two such big frames fill
-/// the greater part, loses every burst. A peer that never reads pins this much memory.
-const SEND_BUFFER: usize = 2 << 20;
 
 /// A peer.
 #[derive(Debug)]
@@ -54,9 +49,7 @@ impl Peer {
     ) -> Result<Self, Errno> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let data = socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None)?;
-        if set_socket_send_buffer_size_force(&data, SEND_BUFFER).is_err() {
-            set_socket_send_buffer_size(&data, SEND_BUFFER)?;
-        }
+        datagram::widen(&data)?;
         // Connected before it has a name, so that nobody else can ever send to it.
         match &request.data_socket {
             ClientName::Abstract(name) => connect(&data, &SocketAddrUnix::new_abstract_name(name)?)?,
