@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use offload::Header;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::sockopt::{set_socket_send_buffer_size, set_socket_send_buffer_size_force};
 
@@ -119,35 +120,15 @@ pub(crate) fn send(
             done.segments = segments(done.taken);
             continue;
         }
-        // A run of good frames up to the next bad one, which is rare, or to the size of a batch.
-        let run = rest.iter().take_while(good).take(sys::BATCH);
-        let complete = run.clone().take_while(|frame| frame.header.is_done());
-        let complete_run = framing == Framing::Plain && complete.clone().next().is_some();
-        let sent = if framing != Framing::Plain {
-            match send_with_headers(fd, framing, run.clone()) {
-                Ok(count) => Ok(whole(count)),
-                // A header that this kernel does not know (UDP before Linux 6.2) or does not like: its work is done here.
-                Err(error)
-                    if error.raw_os_error() == Some(libc::EINVAL) && complete.clone().next().is_none() =>
-                {
-                    soft::send(fd, framing.prefix(), run.take(1), done.segments, max_frame)
-                }
-                Err(error) => Err(framing.failure(error)),
-            }
-        } else if complete_run {
-            sys::send_batch(fd, complete.map(|frame| frame.bufs)).map(whole).map_err(Failure::from)
-        } else {
-            soft::send(fd, framing.prefix(), run, done.segments, max_frame)
-        };
-        match sent {
-            Ok(Reached { frames: count, segments: part }) => {
+        match send_run(fd, framing, max_frame, rest, done.segments) {
+            Ok((Reached { frames: count, segments: part }, offered)) => {
                 meter.sent(count, rest.iter().take(count).map(TxFrame::len).sum(), 0);
                 done.taken += count;
                 done.segments = if part > 0 { part } else { segments(done.taken) };
-                // One of the run that did not go: the socket is full. (If it is the frame that is at fault, that shows
-                // when it is offered anew.) Asking once more would cost a call for every full socket.
-                let left = frames.get(done.taken).filter(|_| count < sys::BATCH && complete_run);
-                if left.is_some_and(|frame| frame.header.is_done() && good(&frame)) {
+                // The next one did not go: the socket is full, or that frame is at fault, which the next call tells. A look
+                // at the socket costs less than that call, which copies a frame before it fails; and to stop at a socket
+                // that is not full would leave a caller waiting who waits for an edge.
+                if count < offered && !is_writable(fd) {
                     break;
                 }
             }
@@ -165,6 +146,43 @@ pub(crate) fn send(
     }
     meter.sent(0, 0, done.dropped);
     Ok(done)
+}
+
+/// Sends from a run of good frames, up to the next bad one, which is rare, or to the size of a batch, what goes by one
+/// call; says how far it came and how many frames it offered. `segments` of the first one went before.
+fn send_run(
+    fd: BorrowedFd<'_>,
+    framing: Framing,
+    max_frame: usize,
+    frames: &[TxFrame<'_>],
+    segments: usize,
+) -> Result<(Reached, usize), Failure> {
+    let run = frames.iter().take_while(|frame| is_frame(frame, max_frame)).take(sys::BATCH);
+    let complete = run.clone().take_while(|frame| frame.header.is_done());
+    let complete_count = complete.clone().count();
+    // What is done here is not known to be all that was offered, so nothing follows from how far it came.
+    let reached = match framing {
+        Framing::Plain if complete_count > 0 => {
+            let sent = sys::send_batch(fd, complete.map(|frame| frame.bufs))?;
+            return Ok((whole(sent), complete_count));
+        }
+        Framing::Plain => soft::send(fd, framing.prefix(), run, segments, max_frame)?,
+        Framing::Header | Framing::Packet => match send_with_headers(fd, framing, run.clone()) {
+            Ok(sent) => return Ok((whole(sent), run.count())),
+            // A header that this kernel does not know (UDP before Linux 6.2) or does not like: its work is done here.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) && complete_count == 0 => {
+                soft::send(fd, framing.prefix(), run.take(1), segments, max_frame)?
+            }
+            Err(error) => return Err(framing.failure(error)),
+        },
+    };
+    Ok((reached, 0))
+}
+
+/// Whether a socket has room for another frame, or an error to tell of.
+pub(crate) fn is_writable(fd: BorrowedFd<'_>) -> bool {
+    let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::OUT)];
+    poll(&mut fds, Some(&Timespec::default())).is_ok_and(|count| count > 0)
 }
 
 /// So many frames that went whole.

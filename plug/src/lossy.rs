@@ -18,11 +18,14 @@ pub(crate) fn send(
     let mut tried = false;
     while let Some(rest) = frames.get(done.taken..).filter(|rest| !rest.is_empty()) {
         let lost = match datagram::send(fd, Framing::Plain, FRAME_MAX, rest, meter) {
-            // Less than all: the socket is full, or an error follows, which the next call tells.
             Ok(sent) => {
                 done.segments = sent.segments;
                 done.taken += sent.taken;
                 done.dropped += sent.dropped;
+                // Less than all: the socket is full, or an error follows, which the next call tells.
+                if (1..rest.len()).contains(&sent.taken) && datagram::is_writable(fd) {
+                    continue;
+                }
                 break;
             }
             Err(_) if tried => 1,

@@ -151,7 +151,7 @@ fn owners_threads_send_while_peers_come_and_go() {
         if scheme != "bonding" {
             assert_eq!(to_peer.tx_frames + to_peer.tx_dropped, stats.total.tx_frames, "{scheme}: {stats:?}");
         }
-        assert!(to_peer.tx_frames > 0);
+        assert!(to_peer.tx_frames > 0, "{scheme}: {stats:?}");
     }
 }
 

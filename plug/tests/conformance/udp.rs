@@ -3,8 +3,9 @@
 use std::net::UdpSocket;
 use std::os::fd::AsRawFd;
 
+use rustix::net::sockopt::set_socket_send_buffer_size;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-use vdeplug::{LinkError, OpenErrorKind, RxBuf, RxFrame, TxBuf, TxFrame};
+use vdeplug::{LinkError, OpenErrorKind, RxBuf, RxFrame, Sent, TxBuf, TxFrame};
 
 use crate::harness::{VdePlug, broadcast, impatient, open, readable, receive, send, until};
 
@@ -124,6 +125,25 @@ fn inherited_sockets_are_used_and_checked() {
         }
         let frame = broadcast(1, 60);
         assert!(matches!(link.send(&[TxFrame::new(&[TxBuf::new(&frame)])]), Err(LinkError::Closed)));
+    }
+}
+
+/// A frame that is too large for the socket is lost alone. Nor may the batch end there: the socket never was full, so who
+/// waits for it to become writable again, as an edge, would wait for ever.
+#[test]
+fn frame_that_the_socket_refuses_stops_no_batch() {
+    let (a, b) =
+        socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).expect("pair");
+    // The kernel doubles it and keeps a little for itself.
+    set_socket_send_buffer_size(&a, 4096).expect("set");
+    let [link, other] = [&a, &b].map(|socket| open(format!("seqpacket://{}", socket.as_raw_fd())));
+    let (good, large) = (broadcast(1, 60), broadcast(2, 9000));
+    let (good_pieces, large_pieces) = ([TxBuf::new(&good)], [TxBuf::new(&large)]);
+    let batch = [&good_pieces, &large_pieces, &good_pieces].map(|pieces| TxFrame::new(pieces));
+    let sent = link.send(&batch).expect("alive");
+    assert_eq!(sent, Sent { taken: 3, dropped: 1, ..Sent::default() });
+    for _ in 0..2 {
+        assert_eq!(receive(&*other), good);
     }
 }
 
