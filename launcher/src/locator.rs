@@ -1,8 +1,8 @@
 //! One attachment to a VDE network, as `-net vde` words it, and the locator made of it.
 //!
 //! The back end takes locators only: `/tmp/sw[7/group=vde/mode=0660]`. So `port=`, `group=` and
-//! `mode=` move into the brackets. What the user wrote there by hand wins, because the old wrapper
-//! passed the suboptions as defaults that the locator could override.
+//! `mode=` move into the brackets, by the names that they have there. What the user wrote there by hand
+//! wins, because the old wrapper passed the suboptions as defaults that the locator could override.
 
 /// A link of a NIC.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -17,48 +17,86 @@ pub struct Link {
     pub mode: Option<String>,
 }
 
-/// Keys of the brackets in the order in which an abbreviation is looked up.
-const KEYS: [&str; 4] = ["port", "portgroup", "group", "mode"];
+/// What a scheme has in brackets.
+struct Form {
+    /// All keys, in the order in which an abbreviation is looked up.
+    keys: &'static [&'static str],
+    /// Those that port, group and mode have, as far as there are such; the port's is also that of a bare word.
+    port: Option<&'static str>,
+    group: Option<&'static str>,
+    mode: Option<&'static str>,
+}
+
+const SWITCH: Form = Form {
+    keys: &["port", "portgroup", "group", "mode"],
+    port: Some("port"),
+    group: Some("group"),
+    mode: Some("mode"),
+};
+const NODE: Form = Form {
+    keys: &["mode", "dirmode", "grp", "hashsize", "hashseed", "expiretime"],
+    port: None,
+    group: Some("grp"),
+    mode: Some("mode"),
+};
+const CABLE: Form =
+    Form { keys: &["group", "mode", "form"], port: None, group: Some("group"), mode: Some("mode") };
+const OTHER: Form = Form { keys: &[], port: None, group: None, mode: None };
 
 impl Link {
-    /// Whether port, group and mode mean anything to this locator.
-    pub fn is_switch(&self) -> bool {
-        self.sock.split_once("://").is_none_or(|(scheme, _)| scheme == "vde")
+    fn form(&self) -> Form {
+        match self.sock.split_once("://").map_or("vde", |(scheme, _)| scheme) {
+            "vde" => SWITCH,
+            "multi" | "hub" | "switch" | "bonding" => NODE,
+            "ptp" => CABLE,
+            _ => OTHER,
+        }
     }
 
     /// The suboptions that the locator's scheme has no use for.
     pub fn useless(&self) -> Vec<&'static str> {
-        if self.is_switch() {
-            return Vec::new();
-        }
-        let given =
-            [("port", self.port.is_some()), ("group", self.group.is_some()), ("mode", self.mode.is_some())];
-        given.into_iter().filter_map(|(name, given)| given.then_some(name)).collect()
+        let form = self.form();
+        let given = [
+            ("port", form.port.is_none() && self.port.is_some()),
+            ("group", form.group.is_none() && self.group.is_some()),
+            ("mode", form.mode.is_none() && self.mode.is_some()),
+        ];
+        given.into_iter().filter_map(|(name, useless)| useless.then_some(name)).collect()
     }
 
     /// The locator for the back end.
     pub fn locator(&self) -> String {
-        if !self.is_switch() {
-            return self.sock.clone();
-        }
+        let form = self.form();
         let (path, own) = split_brackets(&self.sock);
         let own: Vec<&str> = own.split('/').filter(|part| !part.is_empty()).collect();
-        let has = |key: &str| own.iter().any(|part| key_of(part) == Some(key));
+        let lacks = |key: &&str| !own.iter().any(|part| form.key_of(part) == Some(*key));
         let mut parts = Vec::new();
-        if let Some(port) = self.port.filter(|_| !has("port")) {
+        if let (Some(port), Some(_)) = (self.port, form.port.filter(lacks)) {
             parts.push(port.to_string());
         }
-        if let Some(group) = self.group.as_ref().filter(|_| !has("group")) {
-            parts.push(format!("group={}", escape(group)));
+        if let (Some(group), Some(key)) = (&self.group, form.group.filter(lacks)) {
+            parts.push(format!("{key}={}", escape(group)));
         }
-        if let Some(mode) = self.mode.as_ref().filter(|_| !has("mode")) {
-            parts.push(format!("mode={mode}"));
+        if let (Some(mode), Some(key)) = (&self.mode, form.mode.filter(lacks)) {
+            parts.push(format!("{key}={mode}"));
         }
         if parts.is_empty() {
             return self.sock.clone();
         }
         parts.extend(own.iter().map(|part| (*part).to_owned()));
         format!("{path}[{}]", parts.join("/"))
+    }
+}
+
+impl Form {
+    /// Which key a part of the brackets has. A bare word that is no key is the port.
+    fn key_of(&self, part: &str) -> Option<&'static str> {
+        let (word, has_value) = part.split_once('=').map_or((part, false), |(key, _)| (key, true));
+        match self.keys.iter().find(|key| !word.is_empty() && key.starts_with(word)) {
+            Some(&"portgroup") => Some("port"),
+            None if !has_value => self.port,
+            known => known.copied(),
+        }
     }
 }
 
@@ -86,16 +124,6 @@ fn find_unquoted(text: &str, wanted: char) -> Option<usize> {
         }
     }
     None
-}
-
-/// Which suboption a part of the brackets stands for. A bare word that is no key is the port.
-fn key_of(part: &str) -> Option<&'static str> {
-    let (word, has_value) = part.split_once('=').map_or((part, false), |(key, _)| (key, true));
-    match KEYS.into_iter().find(|key| !word.is_empty() && key.starts_with(word)) {
-        Some("portgroup") => Some("port"),
-        None if !has_value => Some("port"),
-        known => known,
-    }
 }
 
 /// Keeps the characters that structure a locator out of a group's name.
@@ -128,12 +156,18 @@ mod tests {
             ("/tmp/sw[portgroup=x/group=g/mode=1]", "/tmp/sw[portgroup=x/group=g/mode=1]"),
             ("vde:///run/sw[group=a]", "vde:///run/sw[7/mode=0660/group=a]"),
             ("'/tmp/a[b'[5]", "'/tmp/a[b'[group=vde/mode=0660/5]"),
-            ("multi:///tmp/m", "multi:///tmp/m"),
+            ("multi:///tmp/m", "multi:///tmp/m[grp=vde/mode=0660]"),
+            ("switch:///tmp/m[mode=0600]", "switch:///tmp/m[grp=vde/mode=0600]"),
+            ("hub:///tmp/m[g=a/dirmode=0711]", "hub:///tmp/m[mode=0660/g=a/dirmode=0711]"),
+            ("ptp:///tmp/p[f=seqpacket]", "ptp:///tmp/p[group=vde/mode=0660/f=seqpacket]"),
+            ("tap://t0[mtu=9000]", "tap://t0[mtu=9000]"),
         ] {
             assert_eq!(link(sock).locator(), expected, "{sock}");
         }
         assert_eq!(Link { sock: "/tmp/sw[5]".into(), ..Link::default() }.locator(), "/tmp/sw[5]");
         assert_eq!(Link::default().locator(), "");
         assert_eq!(link("tap://t0").useless(), ["port", "group", "mode"]);
+        assert_eq!(link("switch:///tmp/m").useless(), ["port"]);
+        assert!(link("/tmp/sw").useless().is_empty());
     }
 }
