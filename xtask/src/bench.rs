@@ -76,7 +76,7 @@ pub fn run(args: &Args) -> Result<()> {
         Ok(())
     })?;
     let (rounds, time) = if args.quick { (3, 300) } else { (15, 400) };
-    let mut report = Report { facts: facts::read()?, lines: Vec::new() };
+    let mut report = Report { facts: facts::read()?, lines: Vec::new(), load_average_after: String::new() };
     println!("\n{}\n{}", report.facts, figures::HEADING);
     for line in &lines {
         let result = measure(&programs, line, rounds, Duration::from_millis(time))
@@ -84,6 +84,9 @@ pub fn run(args: &Args) -> Result<()> {
         println!("{result}");
         report.lines.push(result);
     }
+    report.load_average_after = facts::load_average()?;
+    // Part of it is our own, the ends that want to run: what matters is how it compares with a run on an idle machine.
+    println!("load average at the end: {}", report.load_average_after);
     if let Some(file) = &args.json {
         std::fs::write(file, serde_json::to_string_pretty(&report)?)
             .with_context(|| format!("{} cannot be written", file.display()))?;

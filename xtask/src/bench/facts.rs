@@ -27,7 +27,6 @@ pub struct Facts {
 pub fn read() -> Result<Facts> {
     let cpu_text = std::fs::read_to_string("/proc/cpuinfo")?;
     let cpu = cpu_text.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("unknown");
-    let load = std::fs::read_to_string("/proc/loadavg")?;
     let in_root = |words: &[&str]| {
         let mut command = std::process::Command::new(words[0]);
         step::output(command.current_dir(places::root()).args(&words[1..])).map(|text| text.trim().to_owned())
@@ -40,10 +39,16 @@ pub fn read() -> Result<Facts> {
         cpu: cpu.trim_start_matches([' ', '\t', ':']).to_owned(),
         cores: std::thread::available_parallelism()?.get(),
         kernel: uname().release().to_string_lossy().into_owned(),
-        load_average: load.split_whitespace().next().unwrap_or("unknown").to_owned(),
+        load_average: load_average()?,
         vde_switch: version("vde-switch").unwrap_or_else(|_| "not a Debian package".into()),
         libvdeplug: version("libvdeplug2").unwrap_or_else(|_| "not a Debian package".into()),
     })
+}
+
+/// How busy the machine was in the last minute.
+pub fn load_average() -> Result<String> {
+    let text = std::fs::read_to_string("/proc/loadavg")?;
+    Ok(text.split_whitespace().next().unwrap_or("unknown").to_owned())
 }
 
 impl fmt::Display for Facts {

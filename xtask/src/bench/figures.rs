@@ -41,6 +41,8 @@ pub struct LineResult {
 #[derive(serde::Serialize)]
 pub struct Report {
     pub facts: Facts,
+    /// How busy the machine was at the end: our own load, and that of others.
+    pub load_average_after: String,
     pub lines: Vec<LineResult>,
 }
 
@@ -49,11 +51,34 @@ impl SideResult {
         median(self.rounds.iter().map(figure).collect())
     }
 
-    /// How many times as many bytes the `first` one carries: the median over pairs of rounds that followed each
-    /// other. Bytes, because sides may differ in the length of their frames.
-    fn ratio(&self, first: &Self) -> f64 {
+    /// How many times as many bytes the `first` one carries, over pairs of rounds that followed each other. Bytes, because
+    /// sides may differ in the length of their frames.
+    fn ratio(&self, first: &Self) -> Ratio {
         let pairs = first.rounds.iter().zip(&self.rounds);
-        median(pairs.map(|(first, this)| first.bytes_per_second / this.bytes_per_second).collect())
+        let mut ratios: Vec<f64> =
+            pairs.map(|(first, this)| first.bytes_per_second / this.bytes_per_second).collect();
+        ratios.sort_by(f64::total_cmp);
+        let at = |quarter: usize| ratios.get(ratios.len().saturating_sub(1) * quarter / 4).copied();
+        let (low, high) = (at(1).unwrap_or_default(), at(3).unwrap_or_default());
+        Ratio { low, high, median: median(ratios) }
+    }
+}
+
+/// The median of ratios, and the quartiles around it.
+struct Ratio {
+    low: f64,
+    median: f64,
+    high: f64,
+}
+
+impl Ratio {
+    /// Whether it is what was wanted. A median alone says nothing where rounds differ by more than it is off.
+    fn verdict(&self, wanted: f64) -> &'static str {
+        match (self.low >= wanted, self.high < wanted) {
+            (true, _) => "as wanted",
+            (_, true) => "BELOW",
+            _ => "undecided",
+        }
     }
 }
 
@@ -82,10 +107,9 @@ impl fmt::Display for LineResult {
             )?;
             if number > 0 {
                 let ratio = side.ratio(&self.sides[0]);
-                write!(f, "   {ratio:.2}")?;
+                write!(f, "   {:.2} ({:.2} to {:.2})", ratio.median, ratio.low, ratio.high)?;
                 if let Some(wanted) = side.wanted {
-                    let verdict = if ratio >= wanted { "as wanted:" } else { "BELOW" };
-                    write!(f, " ({verdict} {wanted})")?;
+                    write!(f, ", wanted {wanted}: {}", ratio.verdict(wanted))?;
                 }
             }
             writeln!(f)?;
@@ -124,6 +148,19 @@ mod tests {
     #[test]
     fn ratio_machine_that_slows_down_changes_nothing() {
         let (ours, theirs) = (side(&[8.0, 4.0, 2.0]), side(&[4.0, 2.0, 1.0]));
-        assert!((theirs.ratio(&ours) - 2.0).abs() < 1e-9);
+        assert!((theirs.ratio(&ours).median - 2.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn verdict_rounds_on_both_sides_decide_nothing() {
+        let (ours, theirs) = (side(&[1.0, 2.0, 3.0, 4.0, 5.0]), side(&[1.0; 5]));
+        let ratio = theirs.ratio(&ours);
+        assert_eq!(
+            [ratio.low, ratio.median, ratio.high].map(f64::to_bits),
+            [2.0, 3.0, 4.0_f64].map(f64::to_bits)
+        );
+        assert_eq!(ratio.verdict(2.0), "as wanted");
+        assert_eq!(ratio.verdict(3.5), "undecided");
+        assert_eq!(ratio.verdict(4.5), "BELOW");
     }
 }
