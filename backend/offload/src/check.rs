@@ -30,10 +30,7 @@ pub enum Misfit {
     #[error("segments of {0} bytes do not fit into IP packets")]
     SegmentLength(u16),
     /// No segment size, or one that would make too many segments.
-    #[error(
-        "segments of {size} bytes would be more than {} for a frame of {len}",
-        crate::segment::SEGMENTS_MAX
-    )]
+    #[error("segments of {size} bytes would be too many for a frame of {len}")]
     SegmentCount {
         /// Payload bytes per segment.
         size: u16,

@@ -18,8 +18,15 @@ use crate::header::{self, Header};
 use crate::layout::{HEAD_MAX, IPV6, Layout, Network, Transport};
 
 /// The most segments that a frame may become, so that nobody makes us send a thousand times what it sent. A frame of
-/// 64 KiB has as many with segments of 64 bytes; Linux makes none below 88 of TCP.
+/// 64 KiB has as many with segments of 64 bytes; Linux makes none below 88 of TCP with its options.
 pub const SEGMENTS_MAX: usize = 1024;
+
+/// Segments with less payload than what such a TCP may have beside its options are crumbs.
+const CRUMB: usize = 48;
+
+/// The most crumbs that a frame may become: as many as Linux takes of UDP. With 1024 of one byte each, one peer kept the
+/// frames of all others out of a hub for ten seconds (in a debug build, which is slow).
+const CRUMBS_MAX: usize = 128;
 
 /// Byte of the TCP header that holds the flags.
 const TCP_FLAGS: usize = 13;
@@ -60,7 +67,7 @@ impl Plan {
         let (size, payload_len) = (usize::from(header.gso_size), layout.end - layout.payload);
         let count = payload_len.checked_div(size).map(|_| payload_len.div_ceil(size).max(1));
         let count = count
-            .filter(|count| *count <= SEGMENTS_MAX)
+            .filter(|count| *count <= if size < CRUMB { CRUMBS_MAX } else { SEGMENTS_MAX })
             .ok_or(Misfit::SegmentCount { size: header.gso_size, len: frame_len })?;
         if layout.payload - layout.l3 + size.min(payload_len) > usize::from(u16::MAX) {
             return Err(Misfit::SegmentLength(header.gso_size));

@@ -159,7 +159,7 @@ fn made() -> impl Strategy<Value = Made> {
 
 proptest! {
     #[test]
-    fn segments_make_up_the_frame(made in made(), size in 8..3000u16) {
+    fn segments_make_up_the_frame(made in made(), size in 48..3000u16) {
         let (frame, plan) = (made.frame(), made.plan(size).unwrap());
         let [l2, l3, l4] = made.lens();
         prop_assert_eq!(plan.head_len(), l2 + l3 + l4);
@@ -267,10 +267,13 @@ fn a_whole_64_kib_frame_is_cut_as_a_mtu_of_1500_asks() {
 
 #[test]
 fn amplification_has_an_end() {
-    let made = Made { payload: vec![0; 1024], ..TCP };
-    assert_eq!(made.plan(1).unwrap().segments(), 1024);
-    let made = Made { payload: vec![0; 1025], ..TCP };
-    assert_eq!(made.plan(1).unwrap_err(), Misfit::SegmentCount { size: 1, len: 1079 });
+    for (size, count) in [(1, 128), (47, 128), (48, 1024), (60, 1024)] {
+        let len = usize::from(size) * count;
+        let made = Made { payload: vec![0; len], ..TCP };
+        assert_eq!(made.plan(size).unwrap().segments(), count);
+        let made = Made { payload: vec![0; len + 1], ..TCP };
+        assert_eq!(made.plan(size).unwrap_err(), Misfit::SegmentCount { size, len: 54 + len + 1 });
+    }
     assert_eq!(TCP.plan(0).unwrap_err(), Misfit::SegmentCount { size: 0, len: 54 });
 }
 
