@@ -125,9 +125,15 @@ impl<'a> TxFrame<'a> {
     }
 
     /// Copies the frame's bytes from `offset` on; returns how many there were.
-    pub fn read_at(&self, mut offset: usize, to: &mut [u8]) -> usize {
+    pub fn read_at(&self, offset: usize, to: &mut [u8]) -> usize {
+        self.read_near(&mut Place::default(), offset, to)
+    }
+
+    /// The same, looked for from where the last one was.
+    pub(crate) fn read_near(&self, place: &mut Place, offset: usize, to: &mut [u8]) -> usize {
+        let (bufs, mut offset) = self.find(place, offset);
         let mut done = 0;
-        for piece in self.bufs {
+        for piece in bufs {
             let Some(room) = to.get_mut(done..).filter(|room| !room.is_empty()) else { break };
             let count = piece.len().saturating_sub(offset).min(room.len());
             if count > 0 {
@@ -145,8 +151,22 @@ impl<'a> TxFrame<'a> {
 
     /// Appends the frame's bytes from `range` as pieces.
     pub fn pieces(&self, range: std::ops::Range<usize>, out: &mut Vec<TxBuf<'a>>) {
-        let (mut skip, mut left) = (range.start, range.len());
-        for piece in self.bufs {
+        self.pieces_near(&mut Place::default(), range, out);
+    }
+
+    /// The same, looked for from where the last ones were.
+    pub(crate) fn pieces_near(
+        &self,
+        place: &mut Place,
+        range: std::ops::Range<usize>,
+        out: &mut Vec<TxBuf<'a>>,
+    ) {
+        let (bufs, mut skip) = self.find(place, range.start);
+        let mut left = range.len();
+        for piece in bufs {
+            if left == 0 {
+                break;
+            }
             let count = piece.len().saturating_sub(skip).min(left);
             if count > 0 {
                 let base = piece.0.iov_base.cast::<u8>().wrapping_add(skip);
@@ -157,6 +177,30 @@ impl<'a> TxFrame<'a> {
             skip = skip.saturating_sub(piece.len());
         }
     }
+
+    /// The pieces from the one on that holds the byte at `offset`, and how far into that one it is.
+    fn find(&self, place: &mut Place, offset: usize) -> (&'a [TxBuf<'a>], usize) {
+        if offset < place.start {
+            *place = Place::default();
+        }
+        let mut bufs = self.bufs.get(place.piece..).unwrap_or_default();
+        while let [piece, rest @ ..] = bufs
+            && offset - place.start >= piece.len()
+        {
+            (place.piece, place.start) = (place.piece + 1, place.start + piece.len());
+            bufs = rest;
+        }
+        (bufs, offset - place.start)
+    }
+}
+
+/// Which piece of a frame was used last, so that the way to the next one does not begin at the front: somebody who hands in
+/// a thousand pieces to be cut into a thousand segments would have us pass by a million of them.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Place {
+    piece: usize,
+    /// Where in the frame it begins.
+    start: usize,
 }
 
 /// One frame's worth of room for [`Link::recv`].

@@ -16,7 +16,7 @@ use offload::header::GSO_NONE;
 use offload::{HEAD_MAX, Partial, Plan};
 
 use crate::datagram::Failure;
-use crate::link::{TxBuf, TxFrame};
+use crate::link::{Place, TxBuf, TxFrame};
 use crate::sys;
 
 /// How far a batch came: what is sent, and stays so.
@@ -68,7 +68,11 @@ pub(crate) fn send<'a>(
     }
     let mut pieces = Vec::with_capacity(4 * batch.datagrams.len());
     let mut ends = Vec::with_capacity(batch.datagrams.len());
+    let (mut current, mut place) = (None::<&TxFrame<'_>>, Place::default());
     for Datagram { frame, head, body, .. } in &batch.datagrams {
+        if !current.is_some_and(|current| std::ptr::eq(current, *frame)) {
+            (current, place) = (Some(*frame), Place::default());
+        }
         let start = pieces.len();
         if !prefix.is_empty() {
             pieces.push(TxBuf::new(prefix));
@@ -76,7 +80,7 @@ pub(crate) fn send<'a>(
         if let Some(head) = batch.arena.get(head.clone()).filter(|head| !head.is_empty()) {
             pieces.push(TxBuf::new(head));
         }
-        frame.pieces(body.clone(), &mut pieces);
+        frame.pieces_near(&mut place, body.clone(), &mut pieces);
         ends.push(start..pieces.len());
     }
     let datagrams = ends.iter().map(|range| pieces.get(range.clone()).unwrap_or_default());
@@ -112,9 +116,10 @@ impl<'a> Batch<'a> {
             return None;
         }
         let room = sys::BATCH.saturating_sub(self.datagrams.len());
+        let mut place = Place::default();
         for segment in (from..plan.segments()).take(room) {
             let body = plan.payload(segment);
-            let head = plan.write_head(segment, sum(frame, body.clone()), &mut first);
+            let head = plan.write_head(segment, sum(frame, &mut place, body.clone()), &mut first);
             let start = self.arena.len();
             self.arena.extend_from_slice(head);
             let last = segment + 1 == plan.segments();
@@ -133,7 +138,7 @@ fn complete(frame: &TxFrame<'_>, partial: Partial, arena: &mut Vec<u8>) -> Optio
     frame.read_at(0, head);
     let mut whole = Sum::default();
     whole.add(head.get(partial.start..)?);
-    whole.join(sum(frame, end..len));
+    whole.join(sum(frame, &mut Place::default(), end..len));
     head.get_mut(partial.at..)?.copy_from_slice(&whole.finish());
     arena.extend_from_slice(head);
     Some(())
@@ -141,11 +146,11 @@ fn complete(frame: &TxFrame<'_>, partial: Partial, arena: &mut Vec<u8>) -> Optio
 
 /// Sums bytes of a frame, through a small copy: the memory may be a guest's, which is not read through references, and a
 /// copy that stays in the first-level cache costs next to nothing beside the sum.
-fn sum(frame: &TxFrame<'_>, range: Range<usize>) -> Sum {
+fn sum(frame: &TxFrame<'_>, place: &mut Place, range: Range<usize>) -> Sum {
     let (mut sum, mut piece) = (Sum::default(), [0; 2048]);
     let mut offset = range.start;
     while let Some(room) = piece.get_mut(..range.end.saturating_sub(offset).min(2048)) {
-        let got = frame.read_at(offset, room);
+        let got = frame.read_near(place, offset, room);
         sum.add(room.get(..got).unwrap_or_default());
         offset += got;
         if got == 0 {

@@ -142,3 +142,31 @@ fn resuming_behind_the_last_segment_drops_the_frame() {
     assert_eq!(offer(&ours, &[changed]).0, Sent { taken: 1, dropped: 1, segments: 0 });
     assert_eq!(receive(&theirs), None);
 }
+
+#[test]
+fn a_thousand_pieces_are_passed_once() {
+    let frame = tcp(64_000);
+    let pieces = pieces(&frame, 63);
+    let whole = TxFrame::new(&pieces);
+    let (mut place, mut got, mut lent) = (Place::default(), Vec::new(), Vec::new());
+    let steps = (0..frame.len()).step_by(62);
+    for at in steps.clone() {
+        let mut room = [0; 62];
+        let count = whole.read_near(&mut place, at, &mut room);
+        got.extend_from_slice(&room[..count]);
+    }
+    assert!(got == frame);
+    // Back to the front, and over pieces without a byte.
+    assert_eq!(whole.read_near(&mut place, 0, &mut [0; 9]), 9);
+    assert_eq!(whole.read_near(&mut place, frame.len(), &mut [0; 9]), 0);
+    let mut place = Place::default();
+    steps.for_each(|at| whole.pieces_near(&mut place, at..frame.len().min(at + 62), &mut lent));
+    let again = TxFrame::new(&lent);
+    let mut got = vec![0; frame.len() + 1];
+    assert_eq!(again.read_at(0, &mut got), frame.len());
+    assert!(got[..frame.len()] == frame);
+    let holes = [TxBuf::EMPTY, TxBuf::new(&frame[..3]), TxBuf::EMPTY, TxBuf::EMPTY, TxBuf::new(&frame[3..9])];
+    let mut got = [0; 9];
+    assert_eq!(TxFrame::new(&holes).read_at(2, &mut got), 7);
+    assert_eq!(got[..7], frame[2..9]);
+}
