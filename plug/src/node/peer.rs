@@ -119,6 +119,11 @@ impl Peer {
         self.left.load(Ordering::Acquire)
     }
 
+    /// Whether it may send big frames.
+    pub(super) fn is_big(&self) -> bool {
+        self.framing == Framing::Header
+    }
+
     pub(super) fn data(&self) -> BorrowedFd<'_> {
         self.data.as_fd()
     }

@@ -13,6 +13,7 @@ mod locators;
 mod node;
 mod node_faults;
 mod node_frames;
+mod node_hostile;
 mod node_load;
 mod node_peers;
 mod permissions;

@@ -1,0 +1,94 @@
+//! Peers of a node that mean harm: what they can make it do, and what of it others feel.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use vdeplug::{Header, Link, RxBuf, RxFrame, TxBuf, TxFrame};
+
+use crate::harness::{broadcast, receive, send, until};
+use crate::node_peers::{Place, Raw, until_peers};
+
+/// Takes what is there, but no more than a batch: whoever goes on sending does not keep this going. The lengths.
+fn take(link: &dyn Link) -> Vec<usize> {
+    let mut rooms = vec![[0; 128]; 100];
+    let bufs: Vec<_> = rooms.iter_mut().map(|room| [RxBuf::new(room)]).collect();
+    let mut frames: Vec<_> = bufs.iter().map(|bufs| RxFrame::new(bufs)).collect();
+    let got = link.recv(&mut frames).expect("a living link");
+    frames.iter().take(got).map(|frame| frame.len).collect()
+}
+
+#[test]
+fn peer_that_leaves_and_goes_on_sending_holds_nobody_up() {
+    for scheme in ["multi", "hub", "switch"] {
+        let place = Place::new();
+        let owner = place.serve(scheme);
+        let good = place.join();
+        let Raw { stream, data, .. } = Raw::join(&place.ctl(), &place.home.path().join("bad"));
+        until_peers(&*owner, 2);
+        let over = AtomicBool::new(false);
+        let frame = broadcast(1, 60);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| while data.send(&frame).is_ok() && !over.load(Ordering::Relaxed) {});
+            }
+            until("its frames come", || !take(&*owner).is_empty());
+            // Its plug ends, but not what it sends.
+            drop(stream);
+            let start = Instant::now();
+            while owner.stats().peers.len() > 1 && start.elapsed() < Duration::from_secs(10) {
+                take(&*owner);
+            }
+            over.store(true, Ordering::Relaxed);
+            assert_eq!(owner.stats().peers.len(), 1, "{scheme}");
+        });
+        send(&*good, &broadcast(2, 61));
+        until("the good one's frame comes", || take(&*owner).contains(&61));
+        send(&*owner, &broadcast(3, 62));
+        until("the good one hears", || receive(&*good) == broadcast(3, 62));
+    }
+}
+
+/// A TCP frame with one byte of payload for each of so many segments.
+fn crumbs(count: u16) -> (Header, Vec<u8>) {
+    let mut frame = vec![2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 0x08, 0x00, 0x45, 0];
+    frame.extend_from_slice(&(40 + count).to_be_bytes());
+    frame.extend_from_slice(&[0, 7, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
+    frame.extend_from_slice(&[0x30, 0x39, 0, 80, 0, 0, 0, 9, 0, 0, 0, 0, 0x50, 0x18, 1, 0, 0, 0, 0, 0]);
+    frame.resize(54 + usize::from(count), 7);
+    (Header { flags: 1, gso_type: 1, hdr_len: 54, gso_size: 1, csum_start: 34, csum_offset: 16 }, frame)
+}
+
+#[test]
+fn peer_whose_frames_are_all_crumbs_slows_nobody() {
+    let place = Place::new();
+    let owner = place.serve("hub");
+    let bad = place.join_big();
+    let (a, b) = (place.join(), place.join());
+    let over = AtomicBool::new(false);
+    let (header, frame) = crumbs(128);
+    let mut longest = Duration::ZERO;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let bufs = [TxBuf::new(&frame)];
+            let batch = [TxFrame { bufs: &bufs, header, segments: 0 }; 64];
+            while !over.load(Ordering::Relaxed) {
+                bad.send(&batch).expect("alive");
+            }
+        });
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                take(&*owner);
+            }
+        });
+        for round in 0..20 {
+            let sent = Instant::now();
+            let len = 200 + round;
+            send(&*a, &broadcast(1, len));
+            let give_up = sent + Duration::from_secs(10);
+            while !take(&*b).contains(&len) && Instant::now() < give_up {}
+            longest = longest.max(sent.elapsed());
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    assert!(longest < Duration::from_secs(2), "a frame of another peer took {longest:?}");
+}
