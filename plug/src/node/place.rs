@@ -9,7 +9,8 @@
 //!
 //! While a directory is being filled, and its contents are being judged, it has mode 0700. Later others may write to
 //! it, if its mode says so; therefore everything in it is then changed through descriptors of what was verified to be
-//! a socket of ours.
+//! a socket of ours. Others may also own what is around it, and have its name mean another directory: then our sockets
+//! are made through a descriptor too, at the price that tools like `ss` show that instead of the name.
 
 use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};
@@ -28,7 +29,7 @@ use rustix::process::geteuid;
 
 use super::error::NodeError;
 use super::settings::Access;
-use crate::vde::data_socket::{chmod, is_client_name, pin};
+use crate::vde::data_socket::{chmod, is_client_name, name_of, pin};
 use crate::vde::request::{BIG_SUFFIX, SUN_PATH_LEN};
 
 /// Longest name of a directory: our sockets in it are called `/fdNNNNNNN+gso`, with a NUL behind; those of clients are
@@ -47,6 +48,8 @@ pub(super) struct Place {
     path: PathBuf,
     /// The directory itself, locked.
     handle: OwnedFd,
+    /// The name of it by which sockets are made there.
+    inside: PathBuf,
     /// Mode of data sockets.
     mode: u32,
     /// Device and inode of our `ctl`.
@@ -68,7 +71,8 @@ impl Place {
                 judge(&path, &handle)?;
             }
             // From here on it is ours, to be removed whatever happens.
-            let mut place = Self { path, handle, mode: access.mode, ctl: None };
+            let inside = if is_settled(&path) { path.clone() } else { name_of(&handle).into() };
+            let mut place = Self { path, handle, inside, mode: access.mode, ctl: None };
             let listener = place.fill(access)?;
             return Ok((place, listener));
         }
@@ -86,7 +90,7 @@ impl Place {
         let listener = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
             .map_err(system("make a socket"))?;
         let path = self.path.join("ctl");
-        let bound = SocketAddrUnix::new(&path).and_then(|address| {
+        let bound = SocketAddrUnix::new(self.inside.join("ctl")).and_then(|address| {
             bind(&listener, &address)?;
             let stat = statat(&self.handle, "ctl", AtFlags::SYMLINK_NOFOLLOW)?;
             self.ctl = Some((stat.st_dev, stat.st_ino));
@@ -106,8 +110,7 @@ impl Place {
 
     /// Gives a data socket a name in the directory; returns the whole name.
     pub(super) fn bind(&self, socket: &OwnedFd, name: &str) -> Result<PathBuf, Errno> {
-        let path = self.path.join(name);
-        let address = SocketAddrUnix::new(&path)?;
+        let address = SocketAddrUnix::new(self.inside.join(name))?;
         // The name comes into being with this mode, less the umask: it never lets in more than it should.
         fchmod(socket, Mode::from_raw_mode(self.mode))?;
         match bind(socket, &address) {
@@ -119,7 +122,7 @@ impl Place {
             result => result?,
         }
         self.set_mode(name)?;
-        Ok(path)
+        Ok(self.path.join(name))
     }
 
     /// Gives a socket of ours its mode, whatever the umask is.
@@ -220,22 +223,34 @@ fn lock(path: &Path) -> Result<Option<OwnedFd>, NodeError> {
 
 /// Whether a directory is still what its name means.
 fn is_at(handle: &OwnedFd, path: &Path) -> bool {
-    match (fstat(handle), stat(path)) {
+    match (fstat(handle), statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW)) {
         (Ok(ours), Ok(there)) => (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino),
         _ => false,
     }
 }
 
+/// Whether nobody but root and us can have a name mean another directory. None of its parents is a link.
+fn is_settled(path: &Path) -> bool {
+    let me = geteuid().as_raw();
+    path.ancestors().skip(1).all(|parent| {
+        stat(parent).is_ok_and(|stat| {
+            // In a sticky directory others cannot rename what is not theirs.
+            let closed = stat.st_mode & 0o022 == 0 || stat.st_mode & 0o1000 != 0;
+            closed && (stat.st_uid == 0 || stat.st_uid == me)
+        })
+    })
+}
+
 /// Whether an existing directory may be taken over; the names in it that nobody uses.
 fn judge(path: &Path, handle: &OwnedFd) -> Result<Vec<String>, NodeError> {
     let owner = fstat(handle).map_err(system("look at the network's directory"))?.st_uid;
-    let mut dead = Vec::new();
+    let (inside, mut dead) = (PathBuf::from(name_of(handle)), Vec::new());
     for (name, stat) in entries(handle).map_err(system("read the network's directory"))? {
         let is_socket = FileType::from_raw_mode(stat.st_mode) == FileType::Socket;
         if !is_socket || name != "ctl" && !leaves(&name) {
             return Err(NodeError::Occupied { path: path.into(), name });
         }
-        match (is_dead(&path.join(&name)), is_client_name(name.as_bytes())) {
+        match (is_dead(&inside.join(&name)), is_client_name(name.as_bytes())) {
             (true, _) => dead.push(name),
             // A client that is looking for the network will remove its name by itself.
             (false, true) => {}

@@ -1,12 +1,16 @@
 //! Peers of a node that mean harm: what they can make it do, and what of it others feel.
 
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::{chown, symlink};
+use std::os::unix::net::UnixDatagram;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use vdeplug::{Header, Link, RxBuf, RxFrame, TxBuf, TxFrame};
 
-use crate::harness::{broadcast, receive, send, until};
-use crate::node_peers::{Place, Raw, until_peers};
+use crate::harness::{NOBODY, as_user, broadcast, names, open, receive, send, until};
+use crate::node_peers::{Place, Raw, connect, is_closed, request, until_peers};
 
 /// Takes what is there, but no more than a batch: whoever goes on sending does not keep this going. The lengths.
 fn take(link: &dyn Link) -> Vec<usize> {
@@ -91,4 +95,29 @@ fn peer_whose_frames_are_all_crumbs_slows_nobody() {
         over.store(true, Ordering::Relaxed);
     });
     assert!(longest < Duration::from_secs(2), "a frame of another peer took {longest:?}");
+}
+
+#[test]
+fn directory_that_is_swapped_takes_nothing_elsewhere() {
+    // The node is root's, the directory around it another user's, who has it mean another place.
+    let place = Place::new();
+    let victim = crate::harness::open_dir();
+    let moved = place.home.path().join("moved");
+    chown(place.home.path(), Some(NOBODY), None).expect("this test needs root, to chown");
+    let owner = open(place.at("hub", "[mode=0666]"));
+    as_user(NOBODY, &[], || {
+        fs::rename(place.dir(), &moved).expect("rename");
+        symlink(victim.path(), place.dir()).expect("link");
+    });
+    let name = place.home.path().join("peer");
+    let _data = UnixDatagram::bind(&name).expect("bind");
+    let mut stream = connect(&moved.join("ctl"));
+    stream.write_all(&request(name.as_os_str().as_encoded_bytes(), "x")).expect("a request");
+    until("the node has answered or refused", || {
+        let joined = owner.stats().peers.len() == 1;
+        joined || is_closed(stream.try_clone().expect("descriptor"))
+    });
+    assert!(names(victim.path()).is_empty(), "{:?}", names(victim.path()));
+    drop(owner);
+    assert!(names(&moved).is_empty() && names(victim.path()).is_empty());
 }
