@@ -3,6 +3,7 @@
 
 use crate::csum::Sum;
 use crate::header::{self, Header};
+use crate::layout::Layout;
 use crate::segment::Plan;
 
 /// Why a header does not fit its frame.
@@ -61,6 +62,17 @@ pub fn check(header: &Header, head: &[u8], frame_len: usize) -> Result<Header, M
         }),
         Some(_) => Err(Misfit::Checksum),
     }
+}
+
+/// Whether the checksum that a checked header leaves open, if it leaves one, is that of the TCP or UDP that the frame is. It
+/// may also be one inside a tunnel, or any two bytes that somebody wants to see changed later.
+pub fn checksum_is_own(header: &Header, head: &[u8], frame_len: usize) -> bool {
+    header.partial().is_none_or(|partial| {
+        let layout = Layout::parse(head, frame_len);
+        layout.is_ok_and(|Layout { l4, transport, .. }| {
+            (partial.start, partial.at) == (l4, l4 + transport.checksum_at())
+        })
+    })
 }
 
 /// Completes the checksum of a whole frame in private memory, if its header asks for that. Segmentation is [`Plan`]'s.

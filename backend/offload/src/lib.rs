@@ -18,7 +18,7 @@ pub mod header;
 mod layout;
 pub mod segment;
 
-pub use check::{Misfit, check, complete};
+pub use check::{Misfit, check, checksum_is_own, complete};
 pub use header::{Header, Partial};
 pub use layout::HEAD_MAX;
 pub use segment::Plan;
