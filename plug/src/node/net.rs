@@ -143,6 +143,16 @@ impl Net {
         }
     }
 
+    /// Whether there are fewer peers than so many. One that left makes room for another.
+    pub(super) fn has_room(&self, most: usize) -> bool {
+        let peers = self.peers();
+        if peers.len() < most {
+            return true;
+        }
+        let oldest = peers.iter().find(|peer| peer.has_left());
+        oldest.inspect(|peer| self.forget(peer)).is_some()
+    }
+
     /// Ends a peer, but for what the owner has still to receive of it.
     pub(super) fn unplug(&self, peer: &Arc<Peer>) {
         let OwnerEnd::Sockets(epoll) = &self.owner_end else {

@@ -5,8 +5,9 @@
 //! client it is at once. There is a time limit for that only while somebody waits; an idle node never wakes up.
 //!
 //! Nobody can make the thread wait for him: all sockets are non-blocking, each peer gets one batch a turn. Nobody can
-//! make it spin: what is readable is read, or closed. Nobody can use up the process: connections that wait are few, the
-//! newest win; peers take at most half of the descriptors that the process may have. When descriptors run out all the
+//! make it spin: what is readable is read, or closed. Nobody can use up the process: connections that wait are few, and
+//! never more than there may be peers, the newest win; peers take at most half of the descriptors that the process may
+//! have, and those that left before they were heard make room for others. When descriptors run out all the
 //! same, nothing is accepted until a peer leaves or a second has passed.
 
 use std::collections::BTreeMap;
@@ -41,7 +42,7 @@ const ACCEPT_MAX: usize = 16;
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// Peers without a limit of descriptors.
-const PEERS_MAX: u64 = 1 << 16;
+const PEERS_MAX: usize = 1 << 16;
 
 /// What an epoll event is about, packed into its data word: kind in the highest byte, number of the port below.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,7 +96,7 @@ pub(super) struct Server {
     last: Port,
     /// Nothing is accepted until then.
     paused: Option<Instant>,
-    peers_max: u64,
+    peers_max: usize,
     /// Of a hub or a switch.
     relay: Option<Relay>,
 }
@@ -107,7 +108,8 @@ impl Server {
         epoll::add(&epoll, stop, Source::Stop.pack(), EventFlags::IN)?;
         epoll::add(&epoll, &listener, Source::Listener.pack(), EventFlags::IN)?;
         // A peer has two descriptors, and half of all is left to the program.
-        let peers_max = getrlimit(Resource::Nofile).current.map_or(PEERS_MAX, |limit| limit / 4).max(1);
+        let limit = getrlimit(Resource::Nofile).current.and_then(|limit| usize::try_from(limit).ok());
+        let peers_max = limit.map_or(PEERS_MAX, |limit| limit / 4).max(1);
         let relay = net.inbox().is_some().then(Relay::new);
         let (waiting, last) = (BTreeMap::new(), Port::OWNER);
         Ok(Self { net, place, listener, epoll, waiting, last, paused: None, peers_max, relay })
@@ -181,9 +183,6 @@ impl Server {
 
     /// A connection came in. Its request is most often there already.
     fn greet(&mut self, stream: OwnedFd) {
-        if self.net.peers().len() as u64 >= self.peers_max {
-            return log::debug!("refusing a peer: there are {} already", self.peers_max);
-        }
         self.last = Port(self.last.0 + 1);
         let port = self.last;
         if let Err(errno) = epoll::add(&self.epoll, &stream, Source::Stream(port).pack(), EventFlags::IN) {
@@ -192,7 +191,7 @@ impl Server {
         let waiting = Waiting { stream, until: Instant::now() + PATIENCE, request: Vec::new() };
         self.waiting.insert(port, waiting);
         self.hear(port);
-        if self.waiting.len() > WAITING_MAX {
+        if self.waiting.len() > WAITING_MAX.min(self.peers_max) {
             self.waiting.pop_first();
         }
     }
@@ -225,6 +224,9 @@ impl Server {
                 self.waiting.insert(port, waiting);
             }
             Reading::Bad(reason) => log::debug!("closing a connection that sent no request: {reason}"),
+            Reading::Whole(_) if !self.net.has_room(self.peers_max) => {
+                log::debug!("refusing a peer: there are {} already", self.peers_max);
+            }
             Reading::Whole(request) => {
                 let stream = waiting.stream;
                 match Peer::admit(port, stream, request, self.net.takes_big(), &self.place) {

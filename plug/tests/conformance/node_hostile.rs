@@ -7,9 +7,10 @@ use std::os::unix::net::UnixDatagram;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use vdeplug::{Header, Link, RxBuf, RxFrame, TxBuf, TxFrame};
 
-use crate::harness::{NOBODY, as_user, broadcast, names, open, receive, send, until};
+use crate::harness::{NOBODY, as_user, broadcast, in_child, names, open, receive, send, until};
 use crate::node_peers::{Place, Raw, connect, is_closed, request, until_peers};
 
 /// Takes what is there, but no more than a batch: whoever goes on sending does not keep this going. The lengths.
@@ -120,4 +121,55 @@ fn directory_that_is_swapped_takes_nothing_elsewhere() {
     assert!(names(victim.path()).is_empty(), "{:?}", names(victim.path()));
     drop(owner);
     assert!(names(&moved).is_empty() && names(victim.path()).is_empty());
+}
+
+/// Has this process, a child, so many descriptors at most while it does something.
+fn with_descriptors<T>(most: u64, work: impl FnOnce() -> T) -> T {
+    let old = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: Some(most), ..old }).expect("a lower limit");
+    let result = work();
+    setrlimit(Resource::Nofile, old).expect("the limit that was");
+    result
+}
+
+#[test]
+fn peers_that_left_unheard_take_no_seat() {
+    in_child(
+        "node_hostile::peers_that_left_unheard_take_no_seat",
+        |command| command,
+        || {
+            let place = Place::new();
+            let owner = with_descriptors(64, || place.serve("multi"));
+            for n in 0..40 {
+                let peer = Raw::join(&place.ctl(), &place.home.path().join(n.to_string()));
+                peer.data.send(&broadcast(n, 60)).expect("send");
+                drop(peer);
+                until_peers(&*owner, 0);
+            }
+            let seated: Vec<_> = (0..16).map(|_| place.join()).collect();
+            assert_eq!(owner.stats().peers.len(), seated.len());
+            send(&*seated[0], &broadcast(50, 61));
+            // What the last ones said was kept as long as there was room.
+            until("a frame of one with a seat comes", || take(&*owner).contains(&61));
+        },
+    );
+}
+
+#[test]
+fn mute_connections_leave_descriptors_to_a_small_process() {
+    in_child(
+        "node_hostile::mute_connections_leave_descriptors_to_a_small_process",
+        |command| command,
+        || {
+            let place = Place::new();
+            let owner = with_descriptors(64, || place.serve("hub"));
+            let descriptors = || fs::read_dir("/proc/self/fd").expect("/proc").count();
+            let before = descriptors();
+            let mute: Vec<_> = (0..100).map(|_| connect(&place.ctl())).collect();
+            drop(place.join());
+            let taken = descriptors() - before - mute.len();
+            assert!(taken <= 16 + 2, "{taken} of 64 descriptors");
+            drop(owner);
+        },
+    );
 }
