@@ -134,7 +134,9 @@ fn owners_threads_send_while_peers_come_and_go() {
             for from in 0..2 {
                 let (owner, done) = (&owner, &done);
                 scope.spawn(move || {
-                    while !done.load(Ordering::Relaxed) {
+                    // Not for ever: the scope waits for its threads, also when what is below fails.
+                    let start = Instant::now();
+                    while !done.load(Ordering::Relaxed) && start.elapsed() < LONG {
                         send_all(&**owner, from, 30);
                     }
                 });
@@ -143,6 +145,8 @@ fn owners_threads_send_while_peers_come_and_go() {
                 drop(place.join());
                 drain(&*stays);
             }
+            // The threads may not have had their turn yet.
+            until("frames are sent", || owner.stats().total.tx_frames > 0);
             done.store(true, Ordering::Relaxed);
         });
         until_peers(&*owner, 1);
