@@ -9,6 +9,7 @@
 //! | `EADDRINUSE` | the switch refused this port number; both ends of the cable are held already |
 //! | `ETIMEDOUT` | the switch did not accept or did not answer in time (Debian's answers no request for a port that it refuses) |
 //! | `EPROTO` | what listens there does not speak the protocol |
+//! | `EPROTOTYPE` | the program at the other end of the cable speaks the other form |
 //! | `EPROTONOSUPPORT` | the scheme is unknown, or its plug-in cannot be loaded |
 //! | `ENAMETOOLONG` | the switch's directory leaves no room for the names of sockets |
 //! | `EINVAL` | the locator or an option cannot be read, the group is unknown |

@@ -59,7 +59,8 @@ struct vde_open_args {
  *
  * Errors: ENOENT and ENOTDIR no such network, EACCES it may not be used, ECONNREFUSED it is dead or refuses,
  * EADDRINUSE it refuses this port, ETIMEDOUT it does not answer, EPROTO what answers is no switch, EINVAL the locator
- * or args cannot be understood, EPROTONOSUPPORT unknown scheme, ENAMETOOLONG, and what system calls report.
+ * or args cannot be understood, EPROTONOSUPPORT unknown scheme, EEXIST what was to be made is there already (a network
+ * that is served, one end of a pair), ENAMETOOLONG, and what system calls report.
  */
 #define vde_open(locator, descr, args) vde_open_real((locator), (descr), LIBVDEPLUG_INTERFACE_VERSION, (args))
 VDECONN *vde_open_real(char *locator, char *descr, int interface_version, struct vde_open_args *args);
