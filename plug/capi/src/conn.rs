@@ -134,8 +134,10 @@ impl Conn {
             Err(errno) => return fail(errno),
         }
         let got = uninterrupted(|| {
+            // More than memory can have is refused by the kernel where there are several pieces.
+            let room = len.min(isize::MAX.cast_unsigned());
             // SAFETY: as promised by the caller, and no reference into the buffer is held.
-            let bufs = [unsafe { RxBuf::from_raw(buf.cast(), len) }];
+            let bufs = [unsafe { RxBuf::from_raw(buf.cast(), room) }];
             let mut frames = [RxFrame::new(&bufs)];
             let got = self.link.recv(&mut frames).and_then(|count| {
                 if count == 0 {
@@ -168,6 +170,10 @@ impl Conn {
     unsafe fn send_by_link(&self, buf: *const c_void, len: usize) -> isize {
         if buf.is_null() {
             return fail(libc::EFAULT);
+        }
+        // What is returned could not say so many.
+        if isize::try_from(len).is_err() {
+            return fail(libc::EMSGSIZE);
         }
         for _ in 0..OFFERS {
             let sent = uninterrupted(|| {

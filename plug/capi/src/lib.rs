@@ -194,7 +194,8 @@ pub unsafe extern "C-unwind" fn vdestream_send(
     }
 }
 
-/// Takes the next bytes that were read from the stream and delivers the frames that they complete.
+/// Takes the next bytes that were read from the stream and delivers the frames that they complete. A length that no memory
+/// has, as the -1 of a read that failed would be, is `EINVAL`.
 ///
 /// # Safety
 /// `stream` is NULL or a living converter that no other thread feeds now; `len` bytes from `buf` are readable, and
@@ -203,6 +204,7 @@ pub unsafe extern "C-unwind" fn vdestream_send(
 pub unsafe extern "C-unwind" fn vdestream_recv(stream: *const Stream, buf: *mut c_uchar, len: usize) {
     // SAFETY: as promised by the caller.
     match unsafe { stream.as_ref() } {
+        Some(_) if isize::try_from(len).is_err() => sys::set_errno(libc::EINVAL),
         // SAFETY: as promised by the caller.
         Some(stream) if !buf.is_null() => unsafe { stream.feed(buf, len) },
         Some(_) => {}

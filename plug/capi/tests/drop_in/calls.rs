@@ -60,6 +60,14 @@ fn link_without_a_socket_waits_and_can_be_cancelled() {
 }
 
 #[test]
+fn lengths_that_were_errors_are_refused() {
+    let program = Program::compile("calls", Ours, &[]);
+    let home = open_dir();
+    // Believed, they lead behind the end of the buffer.
+    succeed(program.on(Ours).arg("negative").arg(home.path().join("m")));
+}
+
+#[test]
 fn network_outlives_a_child_that_closes_it() {
     let program = Program::compile("calls", Ours, &[]);
     for scheme in ["multi", "hub", "switch"] {

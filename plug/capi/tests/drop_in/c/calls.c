@@ -390,6 +390,40 @@ static void test_silent(void)
 	CHECK(fcntl(fd, F_GETFD) == -1);
 }
 
+/* Lengths that no memory has: what a call that failed returned, taken for a length. */
+static void test_negative(void)
+{
+	static const char *const networks[] = {"null://", "multi://"};
+	unsigned char frame[100], byte = 7;
+	char path[300];
+
+	for (size_t i = 0; i < 2; i++) {
+		VDECONN *conn, *peer = NULL;
+
+		snprintf(path, sizeof(path), "%s%s", networks[i], i ? locator : "");
+		CHECK((conn = vde_open(path, "negative", NULL)) != NULL);
+		set_nonblocking(vde_datafd(conn));
+		CHECK(vde_send(conn, frame, -1, 0) == -1 && errno == EMSGSIZE);
+		CHECK(vde_send(conn, frame, (size_t)1 << 63, 0) == -1 && errno == EMSGSIZE);
+		if (i == 0)
+			CHECK(vde_recv(conn, frame, -1, 0) == -1 && errno == EAGAIN);
+		else {
+			CHECK((peer = vde_open(locator, "peer", NULL)) != NULL);
+			fill(frame, sizeof(frame), 1);
+			CHECK(vde_send(peer, frame, sizeof(frame), 0) == sizeof(frame));
+			memset(frame, 0, sizeof(frame));
+			CHECK(vde_recv(conn, frame, -1, 0) == sizeof(frame));
+			CHECK(vde_close(peer) == 0);
+		}
+		CHECK(vde_close(conn) == 0);
+	}
+	VDESTREAM *stream = vdestream_open(NULL, -1, NULL, NULL);
+	errno = 0;
+	vdestream_recv(stream, &byte, -1);
+	CHECK(errno == EINVAL && byte == 7);
+	vdestream_close(stream);
+}
+
 /* argv[3..]: port, mode, group or "-", description or "-", user to become. Holds the connection until its standard input ends. */
 static void test_hold(char **argv)
 {
@@ -429,6 +463,7 @@ int main(int argc, char **argv)
 		{"fork-of-owner", test_fork_of_owner},
 		{"silent", test_silent},
 		{"socket", test_socket},
+		{"negative", test_negative},
 	};
 
 	CHECK(argc >= 3);
