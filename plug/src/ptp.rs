@@ -29,7 +29,7 @@ use rustix::net::{
 use crate::error::OpenError;
 use crate::link::Link;
 use crate::locator::{LocatorProblem, PathForm, parse_mode};
-use crate::vde::data_socket::{chgrp, chmod, pin};
+use crate::vde::data_socket::{chgrp, chmod, look, pin};
 use crate::{OpenErrorKind, OpenOptions, sys};
 
 /// Room for a name in `sockaddr_un`, with its NUL and the `+` of the second program's.
@@ -296,7 +296,7 @@ fn is(error: &io::Error, errno: Errno) -> bool {
 
 impl Drop for Name {
     fn drop(&mut self) {
-        let same = pin(CWD, &self.path).is_ok_and(|(_, stat)| (stat.st_dev, stat.st_ino) == self.identity);
+        let same = look(CWD, &self.path).is_ok_and(|(_, stat)| (stat.st_dev, stat.st_ino) == self.identity);
         if same && let Err(error) = std::fs::remove_file(&self.path) {
             log::debug!("cannot remove the name {:?}: {error}", self.path);
         }
@@ -306,7 +306,7 @@ impl Drop for Name {
 /// Removes the name of a socket that nobody has any more, and no other: somebody may be doing the same, and have put a
 /// living socket there meanwhile.
 fn remove_dead(path: &Path) -> Result<(), PtpError> {
-    let identity = match pin(CWD, path) {
+    let identity = match look(CWD, path) {
         Ok((_, stat)) => (stat.st_dev, stat.st_ino),
         Err(Errno::NOENT) => return Ok(()),
         Err(_) => return Err(PtpError::NotOurs { path: path.into(), what: "no socket" }),
@@ -319,7 +319,7 @@ fn remove_dead(path: &Path) -> Result<(), PtpError> {
         Err(Errno::NOENT) => return Ok(()),
         Err(errno) => return Err(PtpError::Make { path: path.into(), source: errno.into() }),
     }
-    let same = pin(CWD, Path::new(&aside)).is_ok_and(|(_, stat)| (stat.st_dev, stat.st_ino) == identity);
+    let same = look(CWD, Path::new(&aside)).is_ok_and(|(_, stat)| (stat.st_dev, stat.st_ino) == identity);
     if !same && let Err(errno) = linkat(CWD, &aside, CWD, path, AtFlags::empty()) {
         log::debug!("cannot give {path:?} back: {errno}");
     }

@@ -168,13 +168,20 @@ fn bind_somewhere(socket: &OwnedFd, directory: &Path) -> Result<Name, OpenError>
 }
 
 /// A descriptor of a socket's name itself, and what it is. A symbolic link is no socket.
-pub(crate) fn pin(directory: impl AsFd, path: &Path) -> Result<(OwnedFd, Stat), Errno> {
+pub(crate) fn look(directory: impl AsFd, path: &Path) -> Result<(OwnedFd, Stat), Errno> {
     let handle = openat(directory, path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
     let stat = fstat(&handle)?;
     match FileType::from_raw_mode(stat.st_mode) {
         FileType::Socket => Ok((handle, stat)),
         _ => Err(Errno::NOTSOCK),
     }
+}
+
+/// The same, of a socket that something is to be done to. One with several names may be another's, of which somebody made a
+/// link where he may write.
+pub(crate) fn pin(directory: impl AsFd, path: &Path) -> Result<(OwnedFd, Stat), Errno> {
+    let (handle, stat) = look(directory, path)?;
+    if stat.st_nlink > 1 { Err(Errno::MLINK) } else { Ok((handle, stat)) }
 }
 
 /// Changes a group through a handle.
@@ -253,6 +260,20 @@ mod tests {
         assert!(error.to_string().contains("no such group"), "{error}");
         let access = Access::new(Some(&"12345".to_owned()), 0).expect("a number");
         assert_eq!((access.group.map(|(_, gid)| gid), access.mode), (Some(12345), 0o700));
+    }
+
+    #[test]
+    fn pin_takes_no_link_to_a_socket() -> std::io::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let [socket, soft, hard] = ["socket", "soft", "hard"].map(|name| dir.path().join(name));
+        let _open = std::os::unix::net::UnixDatagram::bind(&socket)?;
+        std::os::unix::fs::symlink(&socket, &soft)?;
+        assert!(pin(CWD, &socket).is_ok());
+        assert_eq!(pin(CWD, &soft).map(drop), Err(Errno::NOTSOCK));
+        fs::hard_link(&socket, &hard)?;
+        assert_eq!(pin(CWD, &hard).map(drop), Err(Errno::MLINK));
+        assert!(look(CWD, &hard).is_ok());
+        Ok(())
     }
 
     #[test]

@@ -213,3 +213,17 @@ fn switch_may_spell_its_directory_in_its_own_way() {
         ["parent/sw", "sw", "sw-link"].map(|path| open(home.path().join(path).to_str().expect("ASCII")));
     assert_eq!(switch.plugs(), 3);
 }
+
+#[test]
+fn link_to_a_socket_of_ours_is_no_switchs_end() {
+    // A switch names a link to another's private socket as its end of the cable, to have its mode changed.
+    let home = open_dir();
+    let private = home.path().join("private");
+    let _open = UnixDatagram::bind(&private).expect("bind");
+    fs::set_permissions(&private, fs::Permissions::from_mode(0o600)).expect("chmod");
+    let fake = FakeSwitch::start(Act::Name("001.5".into()));
+    fs::hard_link(&private, fake.dir().join("001.5")).expect("link");
+    let error = vdeplug::open(&fake.at("[mode=0777]"), &OpenOptions::default()).expect_err("a link");
+    assert!(matches!(error, OpenError::BadPeer { .. }), "{error:?}");
+    assert_eq!(fs::metadata(&private).expect("it").permissions().mode() & 0o777, 0o600);
+}
