@@ -109,6 +109,8 @@ impl VdeLink {
         let big = options.offloads && peer.as_os_str().as_bytes().ends_with(request::BIG_SUFFIX);
         let framing = if big { Framing::Header } else { Framing::Plain };
         let (control, data) = (switch.into_stream(), data.into_socket());
+        // Not so for a switch: a longer queue into it only moves the loss behind it. Through Debian's vde_switch a third of
+        // the frames was lost then, and two thirds as many arrived as before.
         if big {
             datagram::widen(&data).map_err(system("give a socket room for big frames"))?;
         }
