@@ -82,6 +82,43 @@
 //! [`Header`] says so, as that of a virtio NIC does. A network that knows such frames (another program with this
 //! library, a tap, a veth pair) gets it whole; for every other one it is cut here, without a copy of the payload. To
 //! receive such frames, open with [`OpenOptions::offloads`].
+//!
+//! ```
+//! use vdeplug::header::{GSO_TCPV4, NEEDS_CSUM};
+//! use vdeplug::{Header, OpenOptions, TxBuf, TxFrame, open};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let home = tempfile::tempdir()?;
+//! # let path = home.path().join("net").display().to_string();
+//! let node = open(&format!("switch://{path}"), &OpenOptions::default())?;
+//! let link = open(&path, &OpenOptions::default())?;
+//! // Ethernet, IPv4 and TCP, and a payload of 2500 bytes that is to go in segments of 1000.
+//! let mut frame = [0; 14 + 20 + 20 + 2500];
+//! frame[..6].fill(0xff);
+//! frame[12..16].copy_from_slice(&[8, 0, 0x45, 0]);
+//! frame[16..18].copy_from_slice(&2540_u16.to_be_bytes());
+//! (frame[23], frame[46]) = (6, 0x50);
+//! let header = Header {
+//!     flags: NEEDS_CSUM,
+//!     gso_type: GSO_TCPV4,
+//!     gso_size: 1000,
+//!     csum_start: 34,
+//!     csum_offset: 16,
+//!     ..Header::NONE
+//! };
+//! let pieces = [TxBuf::new(&frame)];
+//! assert_eq!(link.send(&[TxFrame { header, ..TxFrame::new(&pieces) }])?.taken, 1);
+//!
+//! // Neither end said that it takes large frames, so segments arrive.
+//! # use rustix::event::{PollFd, PollFlags, poll};
+//! let mut room = [0; 1514];
+//! for payload in [1000, 1000, 500] {
+//! #   poll(&mut [PollFd::from_borrowed_fd(node.data_fd(), PollFlags::IN)], None)?;
+//!     assert_eq!(node.recv_one(&mut room)?, Some(14 + 20 + 20 + payload));
+//! }
+//! # Ok(())
+//! # }
+//! ```
 
 #![deny(unsafe_code)]
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
@@ -120,7 +157,7 @@ pub use kernel::KernelError;
 pub use link::{Link, LinkError, RxBuf, RxFrame, Sent, Stats, Traffic, TxBuf, TxFrame};
 pub use locator::{Port, VdeLocator};
 pub use node::NodeError;
-pub use offload::Header;
+pub use offload::{Header, header};
 pub use plugin::PluginError;
 pub use ptp::{Form as PtpForm, PtpError};
 pub use seqpacket::SeqPacketError;

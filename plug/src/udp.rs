@@ -22,10 +22,14 @@ const REFUSALS: usize = 8;
 #[non_exhaustive]
 pub enum UdpError {
     /// The argument does not have the form.
-    #[error("{text:?} {what}; write udp://SPORT->DST:DPORT or udp://SRC:SPORT->DST:DPORT")]
+    #[error(
+        "bad locator {text:?}, character {at}: {what}; write udp://SPORT->DST:DPORT or udp://SRC:SPORT->DST:DPORT"
+    )]
     Form {
-        /// What was read.
+        /// The argument.
         text: String,
+        /// Which character of it the problem begins with, counted from 1.
+        at: usize,
         /// What is wrong with it.
         what: &'static str,
     },
@@ -100,11 +104,10 @@ struct End<'a> {
 }
 
 impl<'a> End<'a> {
-    fn parse(text: &'a str) -> Result<Self, UdpError> {
+    /// Reads an end; an error says where in `text` the port should be.
+    fn parse(text: &'a str) -> Result<Self, usize> {
         let (host, port) = text.rsplit_once(':').unwrap_or(("", text));
-        let port = port
-            .parse()
-            .map_err(|_| UdpError::Form { text: text.into(), what: "ends in no port from 0 to 65535" })?;
+        let port = port.parse().map_err(|_| text.len() - port.len())?;
         let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
         Ok(Self { host, port })
     }
@@ -117,15 +120,23 @@ impl<'a> End<'a> {
 
 /// Takes the argument apart.
 fn parse(argument: &str) -> Result<(End<'_>, End<'_>), UdpError> {
-    let form = |what| UdpError::Form { text: argument.into(), what };
-    let (from, to) =
-        argument.split_once("->").ok_or_else(|| form("has no -> between source and destination"))?;
-    let (from, to) = (End::parse(from)?, End::parse(to)?);
+    const ARROW: &str = "->";
+    let wrong = |at, what| {
+        let at = argument.char_indices().take_while(|(offset, _)| *offset < at).count() + 1;
+        UdpError::Form { text: argument.into(), at, what }
+    };
+    let no_port = |at| wrong(at, "there should be a port from 0 to 65535");
+    let (from, to) = argument
+        .split_once(ARROW)
+        .ok_or_else(|| wrong(argument.len(), "there is no -> between source and destination"))?;
+    let to_at = from.len() + ARROW.len();
+    let from = End::parse(from).map_err(no_port)?;
+    let to = End::parse(to).map_err(|at| no_port(to_at + at))?;
     if to.host.is_empty() {
-        return Err(form("names no destination host"));
+        return Err(wrong(to_at, "there should be the host of the destination"));
     }
     if to.port == 0 {
-        return Err(form("has 0 as the port of the destination"));
+        return Err(wrong(argument.len() - 1, "0 is no port of a destination"));
     }
     Ok((from, to))
 }
@@ -226,13 +237,14 @@ mod tests {
     #[test]
     fn parse_says_what_is_wrong() {
         for (text, what) in [
-            ("", "has no ->"),
-            ("5000", "has no ->"),
-            ("5000->", "\"\" ends in no port"),
-            ("x->host:1", "\"x\" ends in no port"),
-            ("1->host:65536", "\"host:65536\" ends in no port"),
-            ("1->2", "names no destination host"),
-            ("1->host:0", "has 0 as the port of the destination"),
+            ("", "\"\", character 1: there is no ->"),
+            ("5000", "\"5000\", character 5: there is no ->"),
+            ("5000->", "character 7: there should be a port"),
+            ("x->host:1", "character 1: there should be a port"),
+            ("é:x->host:1", "character 3: there should be a port"),
+            ("1->host:65536", "character 9: there should be a port"),
+            ("1->2", "character 4: there should be the host"),
+            ("1->host:0", "character 9: 0 is no port"),
         ] {
             let error = parse(text).expect_err(text);
             assert!(error.to_string().contains(what), "{error}");

@@ -89,8 +89,12 @@ fn bad_locators_are_named() {
     let taken = UdpSocket::bind("127.0.0.1:0").expect("bind");
     let port = taken.local_addr().expect("bound").port();
     for (locator, message, kind) in [
-        ("udp://5000".to_owned(), "has no -> between source and destination", OpenErrorKind::Usage),
-        ("udp://5000->host".to_owned(), "ends in no port", OpenErrorKind::Usage),
+        (
+            "udp://5000".to_owned(),
+            "character 5: there is no -> between source and destination",
+            OpenErrorKind::Usage,
+        ),
+        ("udp://5000->host".to_owned(), "character 7: there should be a port", OpenErrorKind::Usage),
         ("udp://127.0.0.1:0->[::1]:9".to_owned(), "no addresses of the same family", OpenErrorKind::Usage),
         ("udp://0->no.such.invalid:9".to_owned(), "cannot find the address of", OpenErrorKind::NotFound),
         (format!("udp://127.0.0.1:{port}->127.0.0.1:9"), "cannot bind 127.0.0.1:", OpenErrorKind::Usage),
