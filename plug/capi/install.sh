@@ -11,6 +11,15 @@ here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
 prefix=${1:-/usr/local}
 libdir=${2:-$prefix/lib}
+for directory in "$prefix" "$libdir"; do
+	case $directory in
+	/*) ;;
+	*)
+		echo "$0: '$directory' is no absolute path; usage: install.sh [PREFIX [LIBDIR]], as in: install.sh /usr/local" >&2
+		exit 2
+		;;
+	esac
+done
 library=${CARGO_TARGET_DIR:-$root/target}/capi/libvdeplug_capi.so
 if [ ! -e "$library" ]; then
 	echo "$0: there is no $library; build it first: cargo build --profile capi -p vdeplug-capi" >&2

@@ -72,6 +72,7 @@ VDECONN *vde_open_real(char *locator, char *descr, int interface_version, struct
  * Returns 14 or more: the length of the frame.
  *         1: something other than a frame was dealt with; call again when the data descriptor is readable.
  *         0: the connection has ended.
+ * That a switch has ended shows on vde_ctlfd alone; a vde_recv that waits for its frames goes on waiting.
  */
 ssize_t vde_recv(VDECONN *conn, void *buf, size_t len, int flags);
 

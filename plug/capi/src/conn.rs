@@ -36,8 +36,8 @@ pub struct Conn {
     /// `None` if the link is a plain socket, `data`.
     watch: Option<Watch>,
     link: Arc<dyn Link>,
-    /// The process that opened it, and how often it had forked by then.
-    opener: (u32, u32),
+    /// The forks that there had been when it was opened.
+    opened: sys::Forks,
 }
 
 impl fmt::Debug for Conn {
@@ -60,7 +60,7 @@ impl Conn {
                 (watch.work_fd(), Some(watch))
             }
         };
-        Ok(Self { data, watch, link, opener: (std::process::id(), sys::forks()) })
+        Ok(Self { data, watch, link, opened: sys::forks() })
     }
 
     pub(crate) fn data_fd(&self) -> RawFd {
@@ -203,9 +203,9 @@ impl Conn {
     /// parent so are those of a switch's port, where the last one to close ends it. A network that is served here
     /// ends with its thread, which no child has.
     pub(crate) fn close(self) {
-        let (process, forks) = self.opener;
-        let is_child = process != std::process::id();
-        if !is_child && (self.watch.is_some() || forks == sys::forks()) {
+        let forks = sys::forks();
+        let is_child = forks.as_child != self.opened.as_child;
+        if !is_child && (self.watch.is_some() || forks == self.opened) {
             return;
         }
         let link_control = self.link.control_fd().map_or(-1, |fd| fd.as_raw_fd());

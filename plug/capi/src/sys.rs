@@ -67,18 +67,31 @@ pub(crate) fn is_nonblocking(fd: c_int) -> bool {
     flags != -1 && flags & libc::O_NONBLOCK != 0
 }
 
-/// How often this process has forked since it first asked, by the C library's own function: what starts programs without
-/// it leaves no copy of a descriptor that is closed on exec.
-pub(crate) fn forks() -> u32 {
+/// The forks by the C library's own function that this memory has seen: what starts programs without it leaves no copy of
+/// a descriptor that is closed on exec, and a helper that shares this memory (`CLONE_VM`) is no other side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Forks {
+    /// How often it was copied.
+    pub(crate) as_parent: u32,
+    /// How often it became a copy.
+    pub(crate) as_child: u32,
+}
+
+/// Counts from the first call on.
+pub(crate) fn forks() -> Forks {
     static ASKED: Once = Once::new();
-    static FORKS: AtomicU32 = AtomicU32::new(0);
-    extern "C" fn count() {
-        FORKS.fetch_add(1, Relaxed);
+    static AS_PARENT: AtomicU32 = AtomicU32::new(0);
+    static AS_CHILD: AtomicU32 = AtomicU32::new(0);
+    extern "C" fn parent() {
+        AS_PARENT.fetch_add(1, Relaxed);
     }
-    // SAFETY: the function touches nothing but its counter, and its code stays loaded (`-z nodelete`). It fails only for want of
-    // memory; then forks go unseen.
-    ASKED.call_once(|| _ = unsafe { libc::pthread_atfork(None, Some(count), None) });
-    FORKS.load(Relaxed)
+    extern "C" fn child() {
+        AS_CHILD.fetch_add(1, Relaxed);
+    }
+    // SAFETY: the functions touch nothing but their counters, and their code stays loaded (`-z nodelete`). It fails only for
+    // want of memory; then forks go unseen.
+    ASKED.call_once(|| _ = unsafe { libc::pthread_atfork(None, Some(parent), Some(child)) });
+    Forks { as_parent: AS_PARENT.load(Relaxed), as_child: AS_CHILD.load(Relaxed) }
 }
 
 /// Closes a descriptor by its number.

@@ -4,13 +4,14 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::error::OpenErrorKind;
+use crate::locator::VdeLocator;
 
 /// Why a network could not be served: `multi://`, `hub://`, `switch://`, `bonding://`.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum NodeError {
     /// Somebody serves a network there.
-    #[error("the network {path:?} is served already; join it as vde://PATH, or choose another path")]
+    #[error("the network {path:?} is served already; join it by the locator {}, or choose another path", VdeLocator::new(.path))]
     Served {
         /// The directory.
         path: PathBuf,
@@ -47,7 +48,7 @@ pub enum NodeError {
     },
 
     /// It could not be made.
-    #[error("cannot make {path:?}; choose a path in a directory that you may write to")]
+    #[error("cannot make {path:?}; choose a path in a directory that you may write to and that has room")]
     Make {
         /// The directory or socket.
         path: PathBuf,

@@ -401,7 +401,7 @@ fn c_40_second_open_of_a_live_path_fails() {
     let peer = place.join();
     for scheme in ["multi", "hub", "switch", "bonding"] {
         let text = served(&place.at(scheme, "")).to_string();
-        assert!(text.contains("is served already; join it as vde://PATH"), "{text}");
+        assert!(text.contains("is served already; join it by the locator vde:///"), "{text}");
     }
     send(&*peer, &broadcast(1, 60));
     assert_eq!(receive(&*owner), broadcast(1, 60));

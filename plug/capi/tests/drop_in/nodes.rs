@@ -1,6 +1,7 @@
 //! Networks without a switch: those that a program serves by opening them, with Debian's programs as owners and as peers, and
 //! cables between two programs.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -228,4 +229,20 @@ fn vdens_serves_a_network_from_its_small_stack() {
     let program = Program::compile("echoed", Ours, &["-lvdestack"]);
     let mut peer = Ours.command("timeout");
     succeed(peer.arg("60").arg(program.path()).arg(&site.path));
+}
+
+/// The network is closed by another process than opened it, one that shares its memory.
+#[test]
+fn vdens_takes_its_network_away() {
+    let site = Site::new();
+    let mut owner = Ours.command("vdens");
+    // Its interface stays down: vdens misses its program's end if a frame comes at that moment.
+    owner.args(["--clone", &site.locator("switch"), "sh", "-c", "echo up; read line"]);
+    let mut owner = Running::start(owner.stdin(Stdio::piped()).stdout(Stdio::piped()));
+    let mut up = [0; 3];
+    owner.child.stdout.as_mut().expect("a pipe").read_exact(&mut up).expect("the program starts");
+    assert!(site.path.exists());
+    drop(owner.child.stdin.take());
+    assert!(owner.wait().success());
+    assert!(!site.path.exists(), "vdens leaves its network behind");
 }
