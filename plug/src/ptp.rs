@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, fchmod, linkat, openat, rename, unlink};
+use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, fchmod, flock, linkat, openat, unlink};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
@@ -37,6 +37,10 @@ const PATH_MAX: usize = 106;
 
 /// How many programs may wait to be answered.
 const BACKLOG: i32 = 8;
+
+/// How often and how long somebody who removes a dead name is waited for.
+const TURN_WAITS: u32 = 100;
+const TURN_WAIT: Duration = Duration::from_millis(1);
 
 /// Part of names that last for a moment, counted over all links of this process.
 static MOMENTARY: AtomicU32 = AtomicU32::new(0);
@@ -230,7 +234,8 @@ fn knock(path: &Path, kind: SocketType) -> Result<OwnedFd, Errno> {
     Ok(socket)
 }
 
-/// The name of a socket of ours, which goes with this if it is still that socket's.
+/// The name of a socket of ours, which goes with this if it is still that socket's. To be dropped before the socket, for the
+/// name of a dead one is anybody's.
 #[derive(Debug)]
 struct Name {
     path: PathBuf,
@@ -251,10 +256,8 @@ impl Name {
     /// program and would be taken over, so the socket gets this name when it listens.
     fn listen(socket: &OwnedFd, path: &Path, access: &Access) -> Result<Option<Self>, OpenError> {
         let failed = |errno: Errno| PtpError::Make { path: path.into(), source: errno.into() };
-        let directory =
-            path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let handle = openat(CWD, directory, flags, Mode::empty()).map_err(failed)?;
+        let handle = openat(CWD, directory_of(path), flags, Mode::empty()).map_err(failed)?;
         // However long the directory's name is, this fits.
         let number = MOMENTARY.fetch_add(1, Ordering::Relaxed);
         let first = format!("/proc/self/fd/{}/.ptp-{}-{number}", handle.as_raw_fd(), std::process::id());
@@ -304,27 +307,41 @@ impl Drop for Name {
 }
 
 /// Removes the name of a socket that nobody has any more, and no other: somebody may be doing the same, and have put a
-/// living socket there meanwhile.
+/// living socket there since the caller looked. So those who remove take turns, and look anew in theirs; a name that
+/// is there is given to another socket only after it was removed.
 fn remove_dead(path: &Path) -> Result<(), PtpError> {
-    let identity = match look(CWD, path) {
-        Ok((_, stat)) => (stat.st_dev, stat.st_ino),
+    // Where there are no turns (a directory that may not be read), a moment stays in which one may be too late.
+    let _turn = take_turn(directory_of(path));
+    match look(CWD, path) {
+        Ok(_) => {}
         Err(Errno::NOENT) => return Ok(()),
         Err(_) => return Err(PtpError::NotOurs { path: path.into(), what: "no socket" }),
-    };
-    // What is moved away is what is looked at, which a name that others use as well cannot promise.
-    let mut aside = path.as_os_str().to_owned();
-    aside.push(format!(".dead-{}-{}", std::process::id(), MOMENTARY.fetch_add(1, Ordering::Relaxed)));
-    match rename(path, &aside) {
-        Ok(()) => {}
-        Err(Errno::NOENT) => return Ok(()),
-        Err(errno) => return Err(PtpError::Make { path: path.into(), source: errno.into() }),
     }
-    let same = look(CWD, Path::new(&aside)).is_ok_and(|(_, stat)| (stat.st_dev, stat.st_ino) == identity);
-    if !same && let Err(errno) = linkat(CWD, &aside, CWD, path, AtFlags::empty()) {
-        log::debug!("cannot give {path:?} back: {errno}");
+    // A datagram socket, which one that listens does not notice.
+    if !matches!(knock(path, SocketType::DGRAM), Err(Errno::CONNREFUSED)) {
+        return Ok(());
     }
-    if let Err(errno) = unlink(&aside) {
-        log::debug!("{aside:?} stays behind: {errno}");
+    match unlink(path) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(errno) => Err(PtpError::Make { path: path.into(), source: errno.into() }),
     }
-    Ok(())
+}
+
+/// Waits for a lock on a directory, which ends with the descriptor. What is done under it takes microseconds; nobody who
+/// holds it for longer is waited for.
+fn take_turn(directory: &Path) -> Option<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let handle = openat(CWD, directory, flags, Mode::empty()).ok()?;
+    for _ in 0..TURN_WAITS {
+        match flock(&handle, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Some(handle),
+            Err(Errno::WOULDBLOCK | Errno::INTR) => std::thread::sleep(TURN_WAIT),
+            Err(_) => return None,
+        }
+    }
+    None
+}
+
+fn directory_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }

@@ -56,7 +56,7 @@ struct Shown {
 struct State {
     path: PathBuf,
     access: Access,
-    listener: Option<(OwnedFd, Name)>,
+    listener: Option<(Name, OwnedFd)>,
     peer: Option<Peer>,
     /// Nothing will come of this link any more.
     over: bool,
@@ -75,7 +75,7 @@ enum Found {
     /// A program that listens; whether it takes us is to be seen.
     Peer(OwnedFd),
     /// Nobody; we listen.
-    Nobody(OwnedFd, Name),
+    Nobody(Name, OwnedFd),
 }
 
 /// Events of a socket that are there now.
@@ -114,7 +114,7 @@ fn find(path: &Path, access: &Access) -> Result<Found, OpenError> {
         let failed = |errno: Errno| PtpError::Make { path: path.into(), source: errno.into() };
         let socket = new_socket(SocketType::SEQPACKET).map_err(failed)?;
         if let Some(name) = Name::listen(&socket, path, access)? {
-            return Ok(Found::Nobody(socket, name));
+            return Ok(Found::Nobody(name, socket));
         }
     }
     Err(PtpError::Taken { path: path.into() }.into())
@@ -187,9 +187,9 @@ impl State {
                 shown.add(&socket).map_err(system)?;
                 self.peer = Some(Peer { socket: Arc::new(socket), joined: false });
             }
-            Found::Nobody(socket, name) => {
+            Found::Nobody(name, socket) => {
                 shown.add(&socket).map_err(system)?;
-                self.listener = Some((socket, name));
+                self.listener = Some((name, socket));
             }
         }
         Ok(())
@@ -211,7 +211,7 @@ impl State {
             }
         }
         for _ in 0..VISITORS {
-            let Some((listener, _)) = &self.listener else { break };
+            let Some((_, listener)) = &self.listener else { break };
             match accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
                 Ok(socket) => self.answer(socket, shown),
                 Err(Errno::INTR | Errno::CONNABORTED) => {}

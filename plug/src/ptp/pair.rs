@@ -32,6 +32,7 @@ const ERRORS: usize = 4;
 /// An open end of a cable.
 #[derive(Debug)]
 pub(crate) struct PairLink {
+    _name: Name,
     socket: OwnedFd,
     peer: PathBuf,
     /// Shows changes of the peer's name. Without one (a user may have 128) the peer's end is seen when we send.
@@ -39,7 +40,6 @@ pub(crate) struct PairLink {
     /// Whether the socket is connected, as far as we know.
     joined: AtomicBool,
     meter: Meter,
-    _name: Name,
 }
 
 /// What a name is the name of.
@@ -81,12 +81,12 @@ impl PairLink {
             let Some(name) = Name::bind(&socket, own, access)? else { continue };
             let watch = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK);
             let link = Self {
+                _name: name,
                 socket,
                 peer: peer.clone(),
                 watch: watch.inspect_err(|errno| log::debug!("no inotify: {errno}")).ok(),
                 joined: AtomicBool::new(false),
                 meter: Meter::default(),
-                _name: name,
             };
             link.join();
             return Ok(link);
