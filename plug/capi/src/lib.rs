@@ -1,9 +1,9 @@
 //! `libvdeplug.so.2`: the C interface to [`vdeplug`], which existing VDE programs load instead of the original.
 //!
-//! Theory of operation. A `VDECONN *` is a boxed [`conn::Conn`]. Most of the time it is a port of a switch, whose frames
+//! Theory of operation. A `VDECONN *` is a boxed `conn::Conn`. Most of the time it is a port of a switch, whose frames
 //! are the datagrams of one socket: then `vde_send` and `vde_recv` are `send(2)` and `recv(2)` on it and nothing
 //! more, as in the original, and they block as the descriptor does. On any other link they go through
-//! [`vdeplug::Link`], which never blocks, and the waiting is done here (module [`conn`]).
+//! [`vdeplug::Link`], which never blocks, and the waiting is done here (module `conn`).
 //!
 //! ```text
 //! C program ── extern "C" (this file) ── border: no panic, errno ──┬─ open ─── vdeplug::open
