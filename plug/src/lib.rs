@@ -9,7 +9,7 @@
 //! text ── resolve ── locator ─┬─ vde ── directory (which socket) ── data_socket ── request ─┐
 //!                             ├─ tap, veth ── kernel ───────────────────────────────────────┤
 //!                             ├─ multi, hub, switch, bonding ── node ───────────────────────┤
-//!                             ├─ null ──────────────────────────────────────────────────────┤
+//!                             ├─ ptp, udp, cmd, seqpacket, null ────────────────────────────┤
 //!                             └─ plugin (libvdeplug_SCHEME.so) ─────────────────────────────┴─ dyn Link
 //! ```
 //!
