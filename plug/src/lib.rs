@@ -154,7 +154,7 @@ use std::time::Duration;
 pub use cmd::CmdError;
 pub use error::{OpenError, OpenErrorKind};
 pub use kernel::KernelError;
-pub use link::{Link, LinkError, RxBuf, RxFrame, Sent, Stats, Traffic, TxBuf, TxFrame};
+pub use link::{Link, LinkError, Receiver, RxBuf, RxFrame, Sent, Stats, Traffic, TxBuf, TxFrame};
 pub use locator::{Port, VdeLocator};
 pub use node::NodeError;
 pub use offload::{Header, header};

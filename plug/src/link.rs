@@ -11,6 +11,7 @@ use std::fmt;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::marker::PhantomData;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use offload::Header;
@@ -384,6 +385,13 @@ pub enum LinkError {
     Io(#[source] io::Error),
 }
 
+/// Who takes frames in the moment in which they come, and in memory that is somebody else's ([`Link::deliver_to`]).
+pub trait Receiver: fmt::Debug + Send + Sync {
+    /// Takes frames without waiting, and returns how many of them it dropped. Their memory is only lent for the call.
+    /// Headers are held against their frames already, but in memory that others may write meanwhile.
+    fn deliver(&self, frames: &[TxFrame<'_>]) -> usize;
+}
+
 /// An open attachment to a network. Frames are Ethernet frames without FCS.
 ///
 /// All calls are non-blocking and may come from several threads at once.
@@ -417,6 +425,18 @@ pub trait Link: fmt::Debug + Send + Sync {
 
     /// To be called when the control descriptor is readable: an error says that the link is dead.
     fn check_control(&self) -> Result<(), LinkError>;
+
+    /// Another port on the same network, if this process serves that network and its ports are all alike: that of a hub
+    /// or a switch. The network lives until the last of its ports is dropped.
+    fn another(&self) -> Option<Arc<dyn Link>> {
+        None
+    }
+
+    /// Has frames given to `receiver` from now on, by whoever brings them and in that one's thread, instead of leaving
+    /// them for [`Link::recv`]. True: the link does that. What came before is still to be received.
+    fn deliver_to(&self, _receiver: &Arc<dyn Receiver>) -> bool {
+        false
+    }
 
     /// The connected socket whose datagrams are the link's frames and nothing else, if it is as simple as that. Whoever
     /// moves one frame at a time may call `send(2)` and `recv(2)` on it, blocking or not as he sets it; what

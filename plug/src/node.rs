@@ -13,12 +13,13 @@
 //! ```text
 //!  settings ─ place (directory) ─ server (thread) ─┬─ request ─ peer (two sockets)
 //!                                                  └─ relay ─ net (who gets what) ─┬─ table (addresses)
-//!                           owner ── send, recv ───────────┘                       └─ inbox (for the owner)
+//!                           owner ── send, recv ───────────┘                       └─ local ─ inbox (for the owner)
 //! ```
 //!
 //! A thread of the node takes peers in and sees them off, so nobody has to call anything for that, and a process can join
 //! its own node. In a multi and a bonding the owner reads and writes the peers' sockets itself: no thread stands between.
-//! In a hub and a switch the thread moves frames between peers and leaves the owner's share in an inbox.
+//! In a hub and a switch the thread moves frames between peers and leaves the owner's share in an inbox; and the owner may
+//! have several ports, between which frames pass without any thread or system call.
 //!
 //! Nobody ever waits for a peer: a frame that one does not take is lost for that one, and counted there. So the owner's
 //! frames are all taken at once, and the data descriptor is never writable because it never needs to be.
@@ -28,6 +29,7 @@
 
 mod error;
 mod inbox;
+mod local;
 mod net;
 mod peer;
 mod place;
@@ -43,6 +45,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use rustix::event::{EventfdFlags, eventfd};
+use rustix::io::Errno;
 
 pub use error::NodeError;
 pub(crate) use net::Kind;
@@ -51,8 +54,9 @@ pub use request::{ClientName, REQUEST_MAX, Reading, Request, decode, encode_answ
 
 use crate::OpenOptions;
 use crate::error::OpenError;
-use crate::link::{BIG_FRAME_MAX, Link, LinkError, RxFrame, Sent, Stats, TxFrame};
+use crate::link::{BIG_FRAME_MAX, Link, LinkError, Receiver, RxFrame, Sent, Stats, TxFrame};
 
+use local::Local;
 use net::Net;
 use place::Place;
 use server::Server;
@@ -61,13 +65,20 @@ use settings::Settings;
 /// Stack of the thread, most of which holds batches of frames' headers.
 const STACK: usize = 256 << 10;
 
-/// A network that this process serves, as its owner's link.
+/// A network that this process serves. It ends with the last of the process's ports on it.
 #[derive(Debug)]
-pub(crate) struct NodeLink {
+struct Node {
     net: Arc<Net>,
     /// Readable when the thread is to end.
     stop: Arc<OwnedFd>,
     thread: Option<JoinHandle<()>>,
+}
+
+/// A port of this process on such a network: the owner's link.
+#[derive(Debug)]
+pub(crate) struct NodeLink {
+    node: Arc<Node>,
+    local: Arc<Local>,
 }
 
 impl NodeLink {
@@ -79,16 +90,33 @@ impl NodeLink {
         let net = Arc::new(net);
         let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
         let stop = Arc::new(stop.map_err(system("make a descriptor"))?);
+        let local = port(&net, options.offloads).map_err(system("make a descriptor"))?;
         let (place, listener) = Place::take(&path, &access)?;
         let server = Server::new(net.clone(), place, listener, &stop).map_err(system("make a descriptor"))?;
         let builder = std::thread::Builder::new().name("node".into()).stack_size(STACK);
         let thread = sys::without_signals(|| builder.spawn(move || server.run()))
             .map_err(|source| NodeError::System { what: "start the network's thread", source })?;
-        Ok(Self { net, stop, thread: Some(thread) })
+        Ok(Self { node: Arc::new(Node { net, stop, thread: Some(thread) }), local })
     }
 }
 
+/// A new port of this process.
+fn port(net: &Net, big: bool) -> Result<Arc<Local>, Errno> {
+    let local = Arc::new(Local::new(net.new_port(), big)?);
+    if net.relays() {
+        net.plug_local(&local);
+    }
+    Ok(local)
+}
+
 impl Drop for NodeLink {
+    /// Ends the port.
+    fn drop(&mut self) {
+        self.node.net.remove(self.local.port);
+    }
+}
+
+impl Drop for Node {
     /// Ends the network: all peers see it, and nothing is left of it when this returns.
     fn drop(&mut self) {
         // It cannot fail: nobody else writes there.
@@ -103,7 +131,7 @@ impl Drop for NodeLink {
 
 impl Link for NodeLink {
     fn data_fd(&self) -> BorrowedFd<'_> {
-        self.net.owner_fd()
+        self.node.net.sockets().unwrap_or_else(|| self.local.ready())
     }
 
     fn control_fd(&self) -> Option<BorrowedFd<'_>> {
@@ -115,22 +143,44 @@ impl Link for NodeLink {
     }
 
     fn offloads(&self) -> bool {
-        self.net.owner_takes_big()
+        self.local.is_big()
     }
 
     fn send(&self, frames: &[TxFrame<'_>]) -> Result<Sent, LinkError> {
-        Ok(self.net.send(frames))
+        Ok(self.node.net.send(self.local.port, frames, self.local.meter()))
     }
 
     fn recv(&self, frames: &mut [RxFrame<'_>]) -> Result<usize, LinkError> {
-        self.net.recv(frames).map_err(|errno| LinkError::Io(errno.into()))
+        let Self { node, local } = self;
+        if node.net.relays() {
+            return Ok(local.recv(frames));
+        }
+        node.net.recv(frames, local.meter()).map_err(|errno| LinkError::Io(errno.into()))
     }
 
     fn stats(&self) -> Stats {
-        self.net.stats()
+        self.node.net.stats(self.local.meter().read())
     }
 
     fn check_control(&self) -> Result<(), LinkError> {
         Ok(())
+    }
+
+    fn another(&self) -> Option<Arc<dyn Link>> {
+        let Self { node, local } = self;
+        if !node.net.relays() {
+            return None;
+        }
+        match port(&node.net, local.is_big()) {
+            Ok(local) => Some(Arc::new(Self { node: node.clone(), local })),
+            Err(errno) => {
+                log::warn!("cannot make another port: {errno}");
+                None
+            }
+        }
+    }
+
+    fn deliver_to(&self, receiver: &Arc<dyn Receiver>) -> bool {
+        self.node.net.relays() && self.local.deliver_to(receiver)
     }
 }

@@ -1,4 +1,4 @@
-//! Where a node's thread leaves the frames that are for the owner, until the owner receives them.
+//! Where frames that are for a port of this process wait until they are received.
 //!
 //! Theory of operation. Frames are put one behind the other into one byte vector and taken out of another; the taker swaps
 //! the two when its own is empty. So each side works alone for a batch at a time, and the memory that is touched is no
@@ -14,7 +14,7 @@ use offload::{HEAD_MAX, Header, Plan};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 
-use crate::link::{Meter, RxFrame};
+use crate::link::{Meter, RxFrame, TxFrame};
 
 /// Bytes that may wait: the frames of about three milliseconds at 10 Gbit/s. As many again may be half taken.
 const LIMIT: usize = 4 << 20;
@@ -49,14 +49,19 @@ impl Inbox {
         self.ready.as_fd()
     }
 
+    /// Whether frames that are not done may wait here.
+    pub(super) fn is_big(&self) -> bool {
+        self.big
+    }
+
     /// Leaves frames, with their checked headers; what there is no room for is counted as dropped.
-    pub(super) fn put<'a>(&self, frames: impl Iterator<Item = (Header, &'a [u8])>, meter: &Meter) {
+    pub(super) fn put(&self, frames: &[TxFrame<'_>], meter: &Meter) {
         let mut bytes = lock(&self.fresh);
         let was_empty = bytes.is_empty();
         let mut dropped = 0;
-        for (header, frame) in frames {
+        for frame in frames {
             // Segments of one frame have as many headers more, which are bounded with the frame.
-            if bytes.len() + MARK_LEN + frame.len() > LIMIT || !self.put_one(&mut bytes, header, frame) {
+            if bytes.len() + MARK_LEN + frame.len() > LIMIT || !self.put_one(&mut bytes, frame) {
                 dropped += 1;
             }
         }
@@ -67,27 +72,30 @@ impl Inbox {
         }
     }
 
-    /// Leaves one frame, in the form in which the owner takes it.
-    fn put_one(&self, bytes: &mut Vec<u8>, header: Header, frame: &[u8]) -> bool {
-        if self.big || header.is_done() {
-            append(bytes, header, &[frame]);
+    /// Leaves one frame, in the form in which the port takes it.
+    fn put_one(&self, bytes: &mut Vec<u8>, frame: &TxFrame<'_>) -> bool {
+        let start = bytes.len();
+        append_from(bytes, frame);
+        if self.big || frame.header.is_done() {
             return true;
         }
-        if header.gso_type == offload::header::GSO_NONE {
-            let start = bytes.len();
-            append(bytes, Header::NONE, &[frame]);
-            let copy = bytes.get_mut(start + MARK_LEN..).unwrap_or_default();
-            let completed = offload::complete(&header, copy).is_ok();
-            if !completed {
-                bytes.truncate(start);
+        // Only now is it in memory that nobody writes meanwhile.
+        let copy = bytes.get_mut(start + MARK_LEN..).unwrap_or_default();
+        if frame.header.gso_type == offload::header::GSO_NONE {
+            let completed = offload::complete(&frame.header, copy).is_ok();
+            match bytes.get_mut(start + 4..).and_then(|rest| rest.first_chunk_mut()) {
+                Some(header) if completed => *header = Header::NONE.encode(0),
+                _ => bytes.truncate(start),
             }
             return completed;
         }
-        let Ok(plan) = Plan::new(&header, frame, frame.len()) else { return false };
+        let plan = Plan::new(&frame.header, copy, copy.len());
+        let whole = bytes.split_off(start);
+        let (Ok(plan), Some(whole)) = (plan, whole.get(MARK_LEN..)) else { return false };
         let mut room = [0; HEAD_MAX];
         for index in 0..plan.segments() {
-            let (head, payload) = plan.segment(index, frame, &mut room);
-            append(bytes, Header::NONE, &[head, payload]);
+            let (head, payload) = plan.segment(index, whole, &mut room);
+            append(bytes, &[head, payload]);
         }
         true
     }
@@ -145,15 +153,28 @@ impl Taken {
     }
 }
 
-/// Appends a frame in pieces.
-fn append(bytes: &mut Vec<u8>, header: Header, pieces: &[&[u8]]) {
-    let len: usize = pieces.iter().map(|piece| piece.len()).sum();
-    // A datagram's length has no more bits.
-    bytes.extend_from_slice(&u32::try_from(len).unwrap_or(0).to_ne_bytes());
-    bytes.extend_from_slice(&header.encode(0));
+/// Appends a frame as it is.
+fn append_from(bytes: &mut Vec<u8>, frame: &TxFrame<'_>) {
+    let len = frame.len();
+    mark(bytes, len, frame.header);
+    let start = bytes.len();
+    bytes.resize(start + len, 0);
+    frame.read_at(0, bytes.get_mut(start..).unwrap_or_default());
+}
+
+/// Appends a complete frame in pieces.
+fn append(bytes: &mut Vec<u8>, pieces: &[&[u8]]) {
+    mark(bytes, pieces.iter().map(|piece| piece.len()).sum(), Header::NONE);
     for piece in pieces {
         bytes.extend_from_slice(piece);
     }
+}
+
+/// Appends what stands before a frame.
+fn mark(bytes: &mut Vec<u8>, len: usize, header: Header) {
+    // Who lets frames in here bounds their length.
+    bytes.extend_from_slice(&u32::try_from(len).unwrap_or(0).to_ne_bytes());
+    bytes.extend_from_slice(&header.encode(0));
 }
 
 /// A panic in one thread leaves nothing half done that the other could stumble over.
@@ -166,7 +187,7 @@ mod tests {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
     use super::*;
-    use crate::link::RxBuf;
+    use crate::link::{RxBuf, TxBuf};
 
     fn is_ready(inbox: &Inbox) -> bool {
         let mut fds = [PollFd::from_borrowed_fd(inbox.ready(), PollFlags::IN)];
@@ -185,7 +206,9 @@ mod tests {
 
     fn put(inbox: &Inbox, frames: &[&[u8]]) -> u64 {
         let meter = Meter::default();
-        inbox.put(frames.iter().map(|frame| (Header::NONE, *frame)), &meter);
+        for frame in frames {
+            inbox.put(&[TxFrame::new(&[TxBuf::new(frame)])], &meter);
+        }
         meter.read().rx_dropped
     }
 
@@ -233,7 +256,10 @@ mod tests {
         let mut completed = frame.clone();
         offload::complete(&header, &mut completed).expect("a checksum");
         assert_ne!(completed, frame);
-        let leave = |inbox: &Inbox, header| inbox.put(std::iter::once((header, &*frame)), &Meter::default());
+        let bufs = [TxBuf::new(&frame)];
+        let leave = |inbox: &Inbox, header| {
+            inbox.put(&[TxFrame { header, ..TxFrame::new(&bufs) }], &Meter::default());
+        };
         let plain = Inbox::new(false).expect("eventfd");
         leave(&plain, header);
         assert_eq!(take(&plain, 2), [completed]);

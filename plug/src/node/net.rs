@@ -1,10 +1,10 @@
 //! Who is plugged into a node, and which of them gets which frame (VDE fact 4.2).
 //!
-//! The list of peers is read far more often than it changes, and by several threads: each takes a snapshot of it and works
-//! on that. It is in the order of the peers' numbers.
+//! The list of who is plugged in is read far more often than it changes, and by several threads: each takes a snapshot of it
+//! and works on that. It is in the order of the ports' numbers.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -14,11 +14,11 @@ use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
 
-use super::inbox::Inbox;
+use super::local::Local;
 use super::peer::Peer;
 use super::table::{LOOK, Port, Table, TableSettings, To};
 use crate::datagram;
-use crate::link::{BIG_FRAME_MAX, Meter, RxFrame, Sent, Stats, TxFrame};
+use crate::link::{BIG_FRAME_MAX, Meter, RxFrame, Sent, Stats, Traffic, TxFrame};
 
 /// What a node does with frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,16 +33,44 @@ pub(crate) enum Kind {
     Switch,
 }
 
-type Peers = Arc<[Arc<Peer>]>;
-
-/// How the owner comes by its frames.
-#[derive(Debug)]
-enum OwnerEnd {
-    /// It reads the peers' sockets, which this epoll set tells it of.
-    Sockets(OwnedFd),
-    /// The node's thread reads them and leaves them there.
-    Inbox(Inbox),
+/// Who is plugged in.
+#[derive(Clone, Debug)]
+pub(super) enum Member {
+    /// A client.
+    Peer(Arc<Peer>),
+    /// A port of this process, on a hub or a switch.
+    Local(Arc<Local>),
 }
+
+impl Member {
+    fn port(&self) -> Port {
+        match self {
+            Self::Peer(peer) => peer.port,
+            Self::Local(local) => local.port,
+        }
+    }
+
+    pub(super) fn peer(&self) -> Option<&Arc<Peer>> {
+        match self {
+            Self::Peer(peer) => Some(peer),
+            Self::Local(_) => None,
+        }
+    }
+
+    /// A peer that left and whose frames were not all received has a place in the list, and gets nothing.
+    fn has_left(&self) -> bool {
+        self.peer().is_some_and(|peer| peer.has_left())
+    }
+
+    fn send(&self, frames: &[TxFrame<'_>]) {
+        match self {
+            Self::Peer(peer) => peer.send(frames),
+            Self::Local(local) => local.send(frames),
+        }
+    }
+}
+
+type Members = Arc<[Member]>;
 
 /// How many peers that left may have frames that the owner has not received.
 const LEFT_MAX: usize = 64;
@@ -50,112 +78,108 @@ const LEFT_MAX: usize = 64;
 /// How many peers are asked for at once whether they sent something.
 const READY_MAX: usize = 64;
 
-/// A node's peers and what it knows of them.
+/// Who is plugged into a node and what it knows of them.
 #[derive(Debug)]
 pub(super) struct Net {
     kind: Kind,
     /// Big frames may be given to the owner.
     owner_big: bool,
-    peers: RwLock<Peers>,
-    owner_end: OwnerEnd,
+    members: RwLock<Members>,
+    /// In a multi or a bonding, the sockets of peers, which the owner reads itself.
+    sockets: Option<OwnedFd>,
     table: Mutex<Table>,
     /// Whose turn it is.
     turn: AtomicUsize,
-    /// What the owner sent and received.
-    meter: Meter,
+    /// The number of the port that comes next.
+    next_port: AtomicU64,
 }
 
 impl Net {
     pub(super) fn new(kind: Kind, owner_big: bool, table: &TableSettings) -> Result<Self, Errno> {
-        let owner_end = match kind {
-            Kind::Multi | Kind::Bonding => OwnerEnd::Sockets(epoll::create(CreateFlags::CLOEXEC)?),
-            Kind::Hub | Kind::Switch => OwnerEnd::Inbox(Inbox::new(owner_big)?),
+        let sockets = match kind {
+            Kind::Multi | Kind::Bonding => Some(epoll::create(CreateFlags::CLOEXEC)?),
+            Kind::Hub | Kind::Switch => None,
         };
         Ok(Self {
             kind,
             owner_big,
-            peers: RwLock::new(Arc::new([])),
-            owner_end,
+            members: RwLock::new(Arc::new([])),
+            sockets,
             table: Mutex::new(Table::new(table)),
             turn: AtomicUsize::new(0),
-            meter: Meter::default(),
+            next_port: AtomicU64::new(Port::OWNER.0),
         })
     }
 
     /// Whether frames go between peers, or to the owner alone.
-    pub(super) fn inbox(&self) -> Option<&Inbox> {
-        match &self.owner_end {
-            OwnerEnd::Sockets(_) => None,
-            OwnerEnd::Inbox(inbox) => Some(inbox),
-        }
-    }
-
-    /// Whether the owner takes frames that are not done.
-    pub(super) fn owner_takes_big(&self) -> bool {
-        self.owner_big
+    pub(super) fn relays(&self) -> bool {
+        self.sockets.is_none()
     }
 
     /// Whether peers may send big frames: somebody has to segment them for who cannot take them.
     pub(super) fn takes_big(&self) -> bool {
-        self.owner_big || self.inbox().is_some()
+        self.owner_big || self.relays()
     }
 
-    pub(super) fn owner_fd(&self) -> BorrowedFd<'_> {
-        match &self.owner_end {
-            OwnerEnd::Sockets(epoll) => epoll.as_fd(),
-            OwnerEnd::Inbox(inbox) => inbox.ready(),
-        }
+    /// Readable when a peer sent something to the owner; `None` if that comes through an inbox.
+    pub(super) fn sockets(&self) -> Option<BorrowedFd<'_>> {
+        self.sockets.as_ref().map(AsFd::as_fd)
     }
 
-    pub(super) fn meter(&self) -> &Meter {
-        &self.meter
+    /// A number that no port had before.
+    pub(super) fn new_port(&self) -> Port {
+        Port(self.next_port.fetch_add(1, Ordering::Relaxed))
     }
 
-    pub(super) fn peers(&self) -> Peers {
-        self.peers.read().unwrap_or_else(PoisonError::into_inner).clone()
+    pub(super) fn members(&self) -> Members {
+        self.members.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub(super) fn peer(&self, port: Port) -> Option<Arc<Peer>> {
-        find(&self.peers(), port).cloned()
+        find(&self.members(), port).and_then(Member::peer).cloned()
     }
 
-    pub(super) fn stats(&self) -> Stats {
-        let peers = self.peers();
-        let peers = peers.iter().filter(|peer| !peer.has_left());
-        Stats {
-            total: self.meter.read(),
-            peers: peers.map(|peer| (peer.description.clone(), peer.meter().read())).collect(),
-        }
+    /// The network as one of this process's ports sees it, whose own traffic this is.
+    pub(super) fn stats(&self, total: Traffic) -> Stats {
+        let members = self.members();
+        let peers = members.iter().filter_map(Member::peer).filter(|peer| !peer.has_left());
+        Stats { total, peers: peers.map(|peer| (peer.description.clone(), peer.meter().read())).collect() }
     }
 
     /// Takes in a peer.
     pub(super) fn plug(&self, peer: &Arc<Peer>) -> Result<(), Errno> {
-        {
-            let mut peers = self.peers.write().unwrap_or_else(PoisonError::into_inner);
-            // Requests come in another order than connections.
-            let (before, behind) = peers.split_at(peers.partition_point(|other| other.port < peer.port));
-            *peers = before.iter().chain([peer]).chain(behind).cloned().collect();
-        }
+        self.enlist(Member::Peer(peer.clone()));
         // Behind the list, so that the owner finds in that whom it is told of.
-        match &self.owner_end {
-            OwnerEnd::Sockets(epoll) => self.watch(epoll, peer),
-            OwnerEnd::Inbox(_) => Ok(()),
-        }
+        self.sockets.as_ref().map_or(Ok(()), |epoll| self.watch(epoll, peer))
+    }
+
+    /// Takes in a port of this process.
+    pub(super) fn plug_local(&self, local: &Arc<Local>) {
+        self.enlist(Member::Local(local.clone()));
+    }
+
+    fn enlist(&self, member: Member) {
+        let mut members = self.members.write().unwrap_or_else(PoisonError::into_inner);
+        // Requests come in another order than connections.
+        let at = members.partition_point(|other| other.port() < member.port());
+        let (before, behind) = members.split_at(at);
+        *members = before.iter().chain([&member]).chain(behind).cloned().collect();
     }
 
     /// Whether there are fewer peers than so many. One that left makes room for another.
     pub(super) fn has_room(&self, most: usize) -> bool {
-        let peers = self.peers();
-        if peers.len() < most {
+        let members = self.members();
+        let peers = || members.iter().filter_map(Member::peer);
+        if peers().count() < most {
             return true;
         }
-        let oldest = peers.iter().find(|peer| peer.has_left());
+        let oldest = peers().find(|peer| peer.has_left());
         oldest.inspect(|peer| self.forget(peer)).is_some()
     }
 
     /// Ends a peer, but for what the owner has still to receive of it.
     pub(super) fn unplug(&self, peer: &Arc<Peer>) {
-        let OwnerEnd::Sockets(epoll) = &self.owner_end else {
+        let Some(epoll) = &self.sockets else {
             peer.hang_up();
             return self.forget(peer);
         };
@@ -171,8 +195,8 @@ impl Net {
             log::debug!("cannot receive what a peer sent before it left: {errno}");
             return self.forget(peer);
         }
-        let peers = self.peers();
-        let mut left = peers.iter().filter(|peer| peer.has_left());
+        let members = self.members();
+        let mut left = members.iter().filter_map(Member::peer).filter(|peer| peer.has_left());
         if let Some(oldest) = left.next()
             && left.count() >= LEFT_MAX
         {
@@ -185,20 +209,60 @@ impl Net {
         epoll::add(epoll, peer.data(), EventData::new_u64(peer.port.0), EventFlags::IN)
     }
 
-    fn forget(&self, peer: &Arc<Peer>) {
-        if let OwnerEnd::Sockets(epoll) = &self.owner_end {
+    fn forget(&self, peer: &Peer) {
+        if let Some(epoll) = &self.sockets {
             // It fails if another thread was first, or the peer is no member.
             let _ = epoll::delete(epoll, peer.data());
         }
+        self.remove(peer.port);
+    }
+
+    /// Ends a port.
+    pub(super) fn remove(&self, port: Port) {
         if self.kind == Kind::Switch {
-            self.table.lock().unwrap_or_else(PoisonError::into_inner).forget(peer.port);
+            self.table.lock().unwrap_or_else(PoisonError::into_inner).forget(port);
         }
-        let mut peers = self.peers.write().unwrap_or_else(PoisonError::into_inner);
-        *peers = peers.iter().filter(|other| other.port != peer.port).cloned().collect();
+        let mut members = self.members.write().unwrap_or_else(PoisonError::into_inner);
+        *members = members.iter().filter(|other| other.port() != port).cloned().collect();
+    }
+
+    /// Sends frames from a port to whom they are for.
+    pub(super) fn pass_on(&self, from: Port, frames: &[TxFrame<'_>]) {
+        let aims = self.aim(from, frames);
+        let members = self.members();
+        let others = || members.iter().filter(|member| member.port() != from && !member.has_left());
+        let Some(aims) = aims else { return others().for_each(|member| member.send(frames)) };
+        if aims.iter().all(|to| *to == To::All) {
+            return others().for_each(|member| member.send(frames));
+        }
+        let send = |member: &Member| {
+            let to = To::One(member.port());
+            // A stream of frames to one station is the usual case.
+            if aims.iter().all(|aim| *aim == to) {
+                return member.send(frames);
+            }
+            let its = frames.iter().zip(&aims).filter(|(_, aim)| **aim == To::All || **aim == to);
+            let its: Vec<_> = its.map(|(frame, _)| *frame).collect();
+            if !its.is_empty() {
+                member.send(&its);
+            }
+        };
+        if aims.contains(&To::All) {
+            return others().for_each(send);
+        }
+        let mut ports: Vec<_> =
+            aims.iter().filter_map(|to| if let To::One(to) = to { Some(*to) } else { None }).collect();
+        ports.sort_unstable();
+        ports.dedup();
+        ports
+            .iter()
+            .filter_map(|port| find(&members, *port))
+            .filter(|member| !member.has_left())
+            .for_each(send);
     }
 
     /// Where frames from this port go; `None`: each to all.
-    pub(super) fn aim(&self, from: Port, frames: &[TxFrame<'_>]) -> Option<Vec<To>> {
+    fn aim(&self, from: Port, frames: &[TxFrame<'_>]) -> Option<Vec<To>> {
         if self.kind != Kind::Switch {
             return None;
         }
@@ -212,54 +276,26 @@ impl Net {
         Some(aims.collect())
     }
 
-    /// Sends frames to the peers that they are for.
-    pub(super) fn fan_out(&self, from: Port, frames: &[TxFrame<'_>], aims: Option<&[To]>) {
-        let peers = self.peers();
-        let others = || peers.iter().filter(|peer| peer.port != from && !peer.has_left());
-        let Some(aims) = aims else { return others().for_each(|peer| peer.send(frames)) };
-        if aims.iter().all(|to| *to == To::All) {
-            return others().for_each(|peer| peer.send(frames));
-        }
-        let send = |peer: &Arc<Peer>| {
-            let to = To::One(peer.port);
-            let its = frames.iter().zip(aims).filter(|(_, aim)| **aim == To::All || **aim == to);
-            let its: Vec<_> = its.map(|(frame, _)| *frame).collect();
-            if !its.is_empty() {
-                peer.send(&its);
-            }
-        };
-        if aims.contains(&To::All) {
-            return others().for_each(send);
-        }
-        let mut ports: Vec<_> =
-            aims.iter().filter_map(|to| if let To::One(to) = to { Some(*to) } else { None }).collect();
-        ports.sort_unstable();
-        ports.dedup();
-        for peer in ports.iter().filter_map(|port| find(&peers, *port)).filter(|peer| !peer.has_left()) {
-            send(peer);
-        }
-    }
-
-    /// Sends the owner's frames. None ever has to wait.
-    pub(super) fn send(&self, frames: &[TxFrame<'_>]) -> Sent {
+    /// Sends frames of a port of this process. None ever has to wait.
+    pub(super) fn send(&self, from: Port, frames: &[TxFrame<'_>], meter: &Meter) -> Sent {
         let good = |frame: &&TxFrame<'_>| datagram::is_frame(frame, BIG_FRAME_MAX);
         let dropped = frames.iter().filter(|frame| !good(frame)).count();
         if dropped == 0 {
-            self.send_good(frames);
+            self.send_good(from, frames);
         } else {
-            self.send_good(&frames.iter().filter(good).copied().collect::<Vec<_>>());
+            self.send_good(from, &frames.iter().filter(good).copied().collect::<Vec<_>>());
         }
         let bytes = frames.iter().filter(good).map(TxFrame::len).sum();
-        self.meter.sent(frames.len() - dropped, bytes, dropped);
+        meter.sent(frames.len() - dropped, bytes, dropped);
         Sent { taken: frames.len(), segments: 0, dropped }
     }
 
-    fn send_good(&self, frames: &[TxFrame<'_>]) {
+    fn send_good(&self, from: Port, frames: &[TxFrame<'_>]) {
         if self.kind != Kind::Bonding {
-            return self.fan_out(Port::OWNER, frames, self.aim(Port::OWNER, frames).as_deref());
+            return self.pass_on(from, frames);
         }
-        let peers = self.peers();
-        let peers: Vec<_> = peers.iter().filter(|peer| !peer.has_left()).collect();
+        let members = self.members();
+        let peers: Vec<_> = members.iter().filter(|member| !member.has_left()).collect();
         let turn = self.turn.fetch_add(frames.len(), Ordering::Relaxed);
         for (index, peer) in peers.iter().enumerate() {
             let its = |at: usize| turn.wrapping_add(at) % peers.len() == index;
@@ -268,27 +304,24 @@ impl Net {
         }
     }
 
-    /// Receives the owner's frames; fewer than there is room for means that no more are there.
-    pub(super) fn recv(&self, frames: &mut [RxFrame<'_>]) -> Result<usize, Errno> {
-        match &self.owner_end {
-            OwnerEnd::Inbox(inbox) => Ok(inbox.take(frames, &self.meter)),
-            OwnerEnd::Sockets(epoll) => {
-                let peers = self.peers();
-                // One peer need not be asked for.
-                if let [only] = &*peers {
-                    return Ok(self.recv_from(only, frames));
-                }
-                self.recv_from_ready(epoll, &peers, frames)
-            }
+    /// Receives the frames of the owner of a multi or a bonding; fewer than there is room for means that no more are there.
+    pub(super) fn recv(&self, frames: &mut [RxFrame<'_>], meter: &Meter) -> Result<usize, Errno> {
+        let Some(epoll) = &self.sockets else { return Ok(0) };
+        let members = self.members();
+        // One peer need not be asked for.
+        if let [Member::Peer(only)] = &*members {
+            return Ok(self.recv_from(only, frames, meter));
         }
+        self.recv_from_ready(epoll, &members, frames, meter)
     }
 
     /// Receives from peers that sent something, from each its share of the room.
     fn recv_from_ready(
         &self,
         epoll: &OwnedFd,
-        peers: &[Arc<Peer>],
+        members: &[Member],
         frames: &mut [RxFrame<'_>],
+        meter: &Meter,
     ) -> Result<usize, Errno> {
         let mut done = 0;
         let mut events = Vec::with_capacity(READY_MAX);
@@ -301,13 +334,13 @@ impl Net {
             let before = done;
             let mut drained = events.len() < READY_MAX;
             for (index, event) in events.iter().enumerate() {
-                let Some(peer) = find(peers, Port(event.data.u64())) else {
+                let Some(peer) = find(members, Port(event.data.u64())).and_then(Member::peer) else {
                     // It joined a moment ago: for the next call, which its frame is the reason for.
                     continue;
                 };
                 let rest = frames.get_mut(done..).unwrap_or_default();
                 let share = rest.len().div_ceil(events.len() - index);
-                let got = self.recv_from(peer, rest.get_mut(..share).unwrap_or_default());
+                let got = self.recv_from(peer, rest.get_mut(..share).unwrap_or_default(), meter);
                 drained &= got < share;
                 done += got;
             }
@@ -318,10 +351,10 @@ impl Net {
         Ok(done)
     }
 
-    fn recv_from(&self, peer: &Arc<Peer>, frames: &mut [RxFrame<'_>]) -> usize {
+    fn recv_from(&self, peer: &Peer, frames: &mut [RxFrame<'_>], meter: &Meter) -> usize {
         // Asked first: what it sent before it left may come right after a look at its socket.
         let left = peer.has_left();
-        let got = peer.recv(frames, Some(&self.meter));
+        let got = peer.recv(frames, Some(meter));
         if left && (got < frames.len() || !peer.is_pending()) {
             self.forget(peer);
         }
@@ -329,8 +362,8 @@ impl Net {
     }
 }
 
-fn find(peers: &[Arc<Peer>], port: Port) -> Option<&Arc<Peer>> {
-    peers.binary_search_by_key(&port, |peer| peer.port).ok().and_then(|at| peers.get(at))
+fn find(members: &[Member], port: Port) -> Option<&Member> {
+    members.binary_search_by_key(&port, Member::port).ok().and_then(|at| members.get(at))
 }
 
 /// A time that only grows, to the few milliseconds that cost nothing to ask for.

@@ -4,7 +4,7 @@ use offload::{HEAD_MAX, Header};
 
 use super::net::Net;
 use super::peer::Peer;
-use super::table::{Port, To};
+use super::table::Port;
 use crate::link::{BIG_FRAME_MAX, FRAME_MIN, RxBuf, RxFrame, TxBuf, TxFrame};
 use crate::sys::BATCH;
 
@@ -78,13 +78,5 @@ fn send_on(net: &Net, from: Port, frames: &[(Header, &[u8])]) {
     let whole = bufs.iter().zip(frames);
     let whole: Vec<_> =
         whole.map(|(bufs, (header, _))| TxFrame { bufs, header: *header, segments: 0 }).collect();
-    let aims = net.aim(from, &whole);
-    net.fan_out(from, &whole, aims.as_deref());
-    let Some(inbox) = net.inbox() else { return };
-    let for_owner = |at: usize| match aims.as_ref().and_then(|aims| aims.get(at)) {
-        None | Some(To::All | To::One(Port::OWNER)) => true,
-        Some(To::One(_) | To::Nobody) => false,
-    };
-    let its = frames.iter().enumerate().filter(|(at, _)| for_owner(*at));
-    inbox.put(its.map(|(_, frame)| *frame), net.meter());
+    net.pass_on(from, &whole);
 }

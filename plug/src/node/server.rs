@@ -22,7 +22,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SocketFlags, accept_with, recv};
 use rustix::process::{Resource, getrlimit};
 
-use super::net::Net;
+use super::net::{Member, Net};
 use super::peer::Peer;
 use super::place::Place;
 use super::relay::Relay;
@@ -92,8 +92,6 @@ pub(super) struct Server {
     listener: OwnedFd,
     epoll: OwnedFd,
     waiting: BTreeMap<Port, Waiting>,
-    /// The last number that was given to a port.
-    last: Port,
     /// Nothing is accepted until then.
     paused: Option<Instant>,
     peers_max: usize,
@@ -110,9 +108,9 @@ impl Server {
         // A peer has two descriptors, and half of all is left to the program.
         let limit = getrlimit(Resource::Nofile).current.and_then(|limit| usize::try_from(limit).ok());
         let peers_max = limit.map_or(PEERS_MAX, |limit| limit / 4).max(1);
-        let relay = net.inbox().is_some().then(Relay::new);
-        let (waiting, last) = (BTreeMap::new(), Port::OWNER);
-        Ok(Self { net, place, listener, epoll, waiting, last, paused: None, peers_max, relay })
+        let relay = net.relays().then(Relay::new);
+        let waiting = BTreeMap::new();
+        Ok(Self { net, place, listener, epoll, waiting, paused: None, peers_max, relay })
     }
 
     /// Serves until the node is to end.
@@ -183,8 +181,7 @@ impl Server {
 
     /// A connection came in. Its request is most often there already.
     fn greet(&mut self, stream: OwnedFd) {
-        self.last = Port(self.last.0 + 1);
-        let port = self.last;
+        let port = self.net.new_port();
         if let Err(errno) = epoll::add(&self.epoll, &stream, Source::Stream(port).pack(), EventFlags::IN) {
             return log::debug!("cannot watch a peer: {errno}");
         }
@@ -279,7 +276,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         // The owner may outlive the thread in a descriptor's life: nobody must be left believing in it.
-        for peer in &*self.net.peers() {
+        for peer in self.net.members().iter().filter_map(Member::peer) {
             peer.hang_up();
         }
     }

@@ -20,12 +20,12 @@ const WAYS: usize = 8;
 /// How much of a frame is looked at: addresses, type, and the tag's word.
 pub(super) const LOOK: usize = FRAME_MIN + 2;
 
-/// A port of a node: a peer, by a number that is never used again, or the owner.
+/// A port of a node, a peer's or one of this process, by a number that is never used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Port(pub(super) u64);
 
 impl Port {
-    /// The process that serves the node.
+    /// That of who opened the node.
     pub(super) const OWNER: Self = Self(0);
 }
 

@@ -16,6 +16,7 @@ mod node_frames;
 mod node_hostile;
 mod node_load;
 mod node_peers;
+mod node_ports;
 mod permissions;
 mod plugins;
 mod ptp;
