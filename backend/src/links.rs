@@ -4,8 +4,9 @@
 //! first after a tenth of a second, then ever less often, and hands what it opened to the control thread. Opening may
 //! block for as long as a switch may take to answer, which is why the control thread does not do it.
 
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::sync::mpsc::Sender;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use rustix::fd::OwnedFd;
@@ -61,12 +62,30 @@ impl Reporter {
     }
 }
 
-/// Opens all links of a NIC, or says which one cannot be opened and why.
-pub fn open_all(nic: &NicConfig, options: &OpenOptions) -> Result<Vec<Arc<dyn Link>>, Failure> {
-    let open = |locator: &String| {
-        vdeplug::open(locator, options).map_err(|e| Failure::new(Status::Network, sentence(&e)))
-    };
-    nic.links.iter().map(open).collect()
+/// The links that NICs of this process have by their locators, so that a hub or a switch that it serves need not be
+/// reached from outside by the second of its NICs: that one gets a port of its own on it.
+#[derive(Debug, Default)]
+pub struct Opened(HashMap<String, Weak<dyn Link>>);
+
+impl Opened {
+    /// Opens all links of a NIC, or says which one cannot be opened and why.
+    pub fn open_all(
+        &mut self,
+        nic: &NicConfig,
+        options: &OpenOptions,
+    ) -> Result<Vec<Arc<dyn Link>>, Failure> {
+        nic.links.iter().map(|locator| self.open(locator, options)).collect()
+    }
+
+    fn open(&mut self, locator: &str, options: &OpenOptions) -> Result<Arc<dyn Link>, Failure> {
+        if let Some(port) = self.0.get(locator).and_then(Weak::upgrade).and_then(|link| link.another()) {
+            return Ok(port);
+        }
+        let link = vdeplug::open(locator, options);
+        let link = link.map_err(|e| Failure::new(Status::Network, sentence(&e)))?;
+        self.0.insert(locator.into(), Arc::downgrade(&link));
+        Ok(link)
+    }
 }
 
 /// How long to wait before a lost link is opened again. A network that throws us out as often as we come is asked ever

@@ -18,7 +18,7 @@ use vdeplug::OpenOptions;
 use vhost_user::{Connection, Error};
 
 use crate::cli::{Config, NicConfig};
-use crate::links::{self, LinkEvent, News, Patience, Reporter};
+use crate::links::{self, LinkEvent, News, Opened, Patience, Reporter};
 use crate::nic::Nic;
 use crate::socket::{self, Entrance, OwnName};
 use crate::sys::Inherited;
@@ -117,8 +117,9 @@ impl Server {
             },
             served: Vec::new(),
         };
+        let mut opened = Opened::default();
         for nic in config.nics {
-            server.add_nic(nic, &mut inherited)?;
+            server.add_nic(nic, &mut opened, &mut inherited)?;
         }
         for index in 0..server.served.len() {
             server.open_door(index).map_err(system)?;
@@ -126,10 +127,15 @@ impl Server {
         Ok(server)
     }
 
-    fn add_nic(&mut self, config: NicConfig, inherited: &mut Inherited) -> Result<(), Failure> {
+    fn add_nic(
+        &mut self,
+        config: NicConfig,
+        opened: &mut Opened,
+        inherited: &mut Inherited,
+    ) -> Result<(), Failure> {
         let index = self.served.len();
         let name = format!("nic{index}");
-        let links = links::open_all(&config, &self.options)?;
+        let links = opened.open_all(&config, &self.options)?;
         let (entrance, own_name) = socket::open(&config.door, inherited)?;
         let nic = Nic::new(&name, config.queues, || self.reporter.lost(index))
             .map_err(|e| Failure::system("cannot start a worker", e))?;

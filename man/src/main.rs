@@ -26,7 +26,7 @@ A link is named as VDE programs name it: the directory of a switch (\fI/run/sw\f
 (\fI/run/sw[7]\fR, \fIvde:///run/sw[port=7/group=users/mode=0660]\fR), a file whose first line is such a name, or nothing for
 the user's default network (\fI~/.vdeplug/default\fR, \fI~/.vde2/default.switch\fR, \fI/var/run/vde.ctl\fR, \fI/tmp/vde.ctl\fR).
 Other schemes: \fIswitch://PATH\fR, \fIhub://PATH\fR, \fImulti://PATH\fR and \fIbonding://PATH\fR make a network that others join as
-PATH; \fIveth://NAME[netns=NS/peer=NAME2/up]\fR and \fItap://NAME\fR are interfaces; \fIptp://PATH\fR, \fIudp://SPORT\->HOST:DPORT\fR and
+PATH (NICs of one process that name the same switch or hub share it); \fIveth://NAME[netns=NS/peer=NAME2/up]\fR and \fItap://NAME\fR are interfaces; \fIptp://PATH\fR, \fIudp://SPORT\->HOST:DPORT\fR and
 \fIcmd://COMMAND\fR are single cables; \fInull://\fR swallows everything. Any further one (\fIslirp://\fR, \fIvxlan://\fR,
 \fIvlan://5{/run/sw}\fR) is that of an installed plug\-in of libvdeplug. All of them, with their options: docs/locators.md in the sources.
 .SH GUEST MEMORY

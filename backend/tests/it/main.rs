@@ -6,4 +6,5 @@ mod dpdk;
 mod driver;
 mod life;
 mod offload;
+mod shared;
 mod world;
