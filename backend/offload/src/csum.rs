@@ -32,20 +32,47 @@ impl Sum {
     /// The checksum to store, in the byte order of memory. 0 is never returned: it means "no checksum" in UDP, and
     /// 0xffff is the same number everywhere else.
     pub fn finish(self) -> [u8; 2] {
-        let value = !fold(self.total);
-        if value == 0 { [0xff, 0xff] } else { value.to_ne_bytes() }
+        match self.complement() {
+            [0, 0] => [0xff, 0xff],
+            value => value,
+        }
+    }
+
+    /// The checksum as TCP and IPv4 store it: 0 is a number like any other there.
+    pub fn complement(self) -> [u8; 2] {
+        (!fold(self.total)).to_ne_bytes()
+    }
+
+    /// The sum itself, in the byte order of memory: what stands in the place of a checksum that somebody else completes.
+    pub fn partial(self) -> [u8; 2] {
+        fold(self.total).to_ne_bytes()
+    }
+
+    /// Whether the bytes added, their checksum among them, were not damaged.
+    pub fn is_whole(self) -> bool {
+        fold(self.total) == 0xffff
     }
 }
 
-/// Sum of 32-bit lanes; cannot overflow for pieces shorter than 16 GiB. Wrapping, because a check for each addition keeps
-/// the compiler from adding several at once: 121 ns for 1460 bytes instead of 43.
+/// Sum of the halves of 64-bit lanes; cannot overflow for pieces shorter than 32 GiB. Wrapping, because a check for each
+/// addition keeps the compiler from adding several at once. The lower halves are never taken out of their lanes: they
+/// are what the sum of the whole lanes has more than that of the upper halves, which does not wrap. That is one step
+/// less for each lane.
 fn words(bytes: &[u8]) -> u64 {
-    let (lanes, rest) = bytes.as_chunks::<4>();
-    let lanes = lanes.iter().map(|lane| u64::from(u32::from_ne_bytes(*lane)));
-    let mut sum = lanes.fold(0, u64::wrapping_add);
-    let (pairs, last) = rest.as_chunks::<2>();
-    sum += pairs.iter().map(|pair| u64::from(u16::from_ne_bytes(*pair))).sum::<u64>();
-    sum + last.first().map_or(0, |byte| u64::from(u16::from_ne_bytes([*byte, 0])))
+    let (lanes, rest) = bytes.as_chunks::<8>();
+    let (mut whole, mut upper) = (0u64, 0u64);
+    for lane in lanes {
+        let lane = u64::from_ne_bytes(*lane);
+        whole = whole.wrapping_add(lane);
+        upper = upper.wrapping_add(lane >> 32);
+    }
+    let lower = whole.wrapping_sub(upper << 32);
+    let (half, rest) = rest.as_chunks::<4>();
+    let half = half.first().map_or(0, |half| u64::from(u32::from_ne_bytes(*half)));
+    let (pair, last) = rest.as_chunks::<2>();
+    let pair = pair.first().map_or(0, |pair| u64::from(u16::from_ne_bytes(*pair)));
+    let last = last.first().map_or(0, |byte| u64::from(u16::from_ne_bytes([*byte, 0])));
+    lower + upper + half + pair + last
 }
 
 fn fold(mut sum: u64) -> u16 {

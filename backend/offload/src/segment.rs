@@ -28,6 +28,11 @@ const CRUMB: usize = 48;
 /// frames of all others out of a hub for ten seconds (in a debug build, which is slow).
 const CRUMBS_MAX: usize = 128;
 
+/// The most segments of so many payload bytes that a frame may become.
+pub(crate) const fn most_segments(size: usize) -> usize {
+    if size < CRUMB { CRUMBS_MAX } else { SEGMENTS_MAX }
+}
+
 /// Byte of the TCP header that holds the flags.
 const TCP_FLAGS: usize = 13;
 const FIN: u8 = 0x01;
@@ -67,7 +72,7 @@ impl Plan {
         let (size, payload_len) = (usize::from(header.gso_size), layout.end - layout.payload);
         let count = payload_len.checked_div(size).map(|_| payload_len.div_ceil(size).max(1));
         let count = count
-            .filter(|count| *count <= if size < CRUMB { CRUMBS_MAX } else { SEGMENTS_MAX })
+            .filter(|count| *count <= most_segments(size))
             .ok_or(Misfit::SegmentCount { size: header.gso_size, len: frame_len })?;
         if layout.payload - layout.l3 + size.min(payload_len) > usize::from(u16::MAX) {
             return Err(Misfit::SegmentLength(header.gso_size));
@@ -124,7 +129,12 @@ impl Plan {
         whole.add(&low16(l4_len));
         whole.add(out.get(l4..payload).unwrap_or_default());
         whole.join(sum);
-        put(out, at, &whole.finish());
+        // In UDP, 0 says that there is no checksum.
+        let checksum = match transport {
+            Transport::Tcp => whole.complement(),
+            Transport::Udp => whole.finish(),
+        };
+        put(out, at, &checksum);
         out.get(..payload).unwrap_or_default()
     }
 
@@ -150,7 +160,7 @@ impl Plan {
         put(out, l3 + 10, &[0, 0]);
         let mut sum = Sum::default();
         sum.add(out.get(l3..l4).unwrap_or_default());
-        put(out, l3 + 10, &sum.finish());
+        put(out, l3 + 10, &sum.complement());
     }
 
     fn write_tcp(&self, index: usize, out: &mut [u8; HEAD_MAX]) {
