@@ -7,8 +7,9 @@ use std::io::Write;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use clap::{ArgAction, Parser};
+use clap::{ArgAction, Parser, value_parser};
 use log::LevelFilter;
 
 use crate::{Failure, Status};
@@ -54,6 +55,11 @@ pub struct Cli {
     /// Text that the networks show for our connections
     #[arg(long, value_name = "TEXT", default_value = "vhost-user-vde")]
     pub description: String,
+
+    /// Look for frames without a break for so many microseconds, up to a second, after the last one, before sleeping until
+    /// the next; saves the wake-up of each side, takes a core per busy queue pair
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = value_parser!(u64).range(..=1_000_000))]
+    pub poll_us: u64,
 
     /// What goes to the standard error: off, error, warn, info or debug
     #[arg(long, value_name = "LEVEL", default_value = "warn")]
@@ -114,6 +120,8 @@ pub struct Config {
     pub nics: Vec<NicConfig>,
     /// Text that the networks show for our connections.
     pub description: String,
+    /// How long queue pairs go on looking for frames after the last one.
+    pub poll: Duration,
     /// Its closing ends us.
     pub lifeline: Option<RawFd>,
     /// Removed at the end.
@@ -156,8 +164,9 @@ impl TryFrom<Cli> for Config {
                 return usage(format!("{name} is given to two NICs; each needs its own"));
             }
         }
-        let Cli { description, lifeline_fd, private_dir, .. } = cli;
-        Ok(Self { nics, description, lifeline: lifeline_fd, private_dir })
+        let Cli { description, poll_us, lifeline_fd, private_dir, .. } = cli;
+        let poll = Duration::from_micros(poll_us);
+        Ok(Self { nics, description, poll, lifeline: lifeline_fd, private_dir })
     }
 }
 
@@ -242,6 +251,14 @@ mod tests {
     }
 
     #[test]
+    fn polling_is_off_unless_asked_for() {
+        let nic = ["--fd", "7", "--link", "x"];
+        assert_eq!(config(&nic).unwrap().poll, Duration::ZERO);
+        let polling = config(&[&nic[..], &["--poll-us", "1000000"]].concat()).unwrap();
+        assert_eq!(polling.poll, Duration::from_secs(1));
+    }
+
+    #[test]
     fn several_nics_with_commas_in_values() {
         let nics = config(&[
             "--nic",
@@ -258,7 +275,7 @@ mod tests {
 
     #[test]
     fn wrong_words_are_named() {
-        let cases: [(&[&str], &str); 12] = [
+        let cases: [(&[&str], &str); 14] = [
             (&[], "no NIC to serve"),
             (&["--link", "/a"], "--socket-path or --fd"),
             (&["--socket-path", "/s"], "--link"),
@@ -269,6 +286,8 @@ mod tests {
             (&["--nic", "socket-path=/s,link=/a,"], "'' is not of the form"),
             (&["--nic", "socket-path=/s,fd=3,link=/a"], "'fd=3' is a second socket"),
             (&["--nic", "fd=x,link=/a"], "'fd=x' wants a number"),
+            (&["--fd", "3", "--link", "/a", "--poll-us", "1000001"], "1000001 is not in 0..=1000000"),
+            (&["--fd", "3", "--link", "/a", "--poll-us", "1ms"], "'1ms'"),
             (&["--nic", "fd=3,link=/a,queues=17"], "queues=17"),
             (&["--nic", "fd=3,link=/a", "--nic", "fd=3,link=/b"], "two NICs"),
         ];

@@ -4,6 +4,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use vdeplug::Link;
 use vhost_user::{Device, StartedRing};
@@ -19,9 +20,10 @@ pub struct Nic {
 }
 
 impl Nic {
-    /// Starts the workers. `lost` makes each one's callback for dead links.
-    pub fn new(name: &str, pairs: u16, lost: impl Fn() -> LinkLost) -> std::io::Result<Self> {
-        let spawn = |pair| Worker::spawn(&format!("{name}.{pair}"), pair == 0, lost());
+    /// Starts the workers. `poll`: how long each goes on looking for frames after the last one; `lost` makes each one's
+    /// callback for dead links.
+    pub fn new(name: &str, pairs: u16, poll: Duration, lost: impl Fn() -> LinkLost) -> std::io::Result<Self> {
+        let spawn = |pair| Worker::spawn(&format!("{name}.{pair}"), pair == 0, poll, lost());
         let workers = (0..pairs).map(spawn).collect::<Result<_, _>>()?;
         Ok(Self { name: name.into(), workers, pairs })
     }

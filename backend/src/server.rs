@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
 
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
@@ -84,6 +85,7 @@ pub struct Server {
     news: Receiver<LinkEvent>,
     reporter: Reporter,
     options: OpenOptions,
+    poll: Duration,
     served: Vec<Served>,
 }
 
@@ -115,6 +117,7 @@ impl Server {
                 offloads: true,
                 ..OpenOptions::default()
             },
+            poll: config.poll,
             served: Vec::new(),
         };
         let mut opened = Opened::default();
@@ -137,7 +140,7 @@ impl Server {
         let name = format!("nic{index}");
         let links = opened.open_all(&config, &self.options)?;
         let (entrance, own_name) = socket::open(&config.door, inherited)?;
-        let nic = Nic::new(&name, config.queues, || self.reporter.lost(index))
+        let nic = Nic::new(&name, config.queues, self.poll, || self.reporter.lost(index))
             .map_err(|e| Failure::system("cannot start a worker", e))?;
         for (number, link) in links.iter().enumerate() {
             nic.set_link(number, link);

@@ -5,6 +5,7 @@
 //!  tx        one batch out of the guest: chains -> headers checked -> links
 //!  rx        one batch into the guest: link -> chains -> headers
 //!  rx_big    the same from a link whose frames may be big or unfinished
+//!  pace      when a worker looks for events, and when it sleeps
 //!  features  what is offered to the guest, and what a driver's choice means for the queues
 //!  lend      guest memory as buffers that a link hands to the kernel
 //!  counters  what happened to frames
@@ -19,6 +20,7 @@
 pub mod counters;
 pub mod features;
 mod lend;
+mod pace;
 mod queue;
 mod rx;
 mod rx_big;

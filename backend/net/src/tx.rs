@@ -7,7 +7,8 @@
 //! together.
 //!
 //! With a single link, a link that is full stops the queue: what it did not take goes back to the ring, in order, and the
-//! guest waits. With several, a full link must not stop the others, so it loses the frames.
+//! guest waits. With several, a full link must not stop the others, so it loses the frames; so does a single one that was
+//! full for so long that the worker made it *lossy*.
 
 use std::sync::Arc;
 
@@ -31,12 +32,22 @@ pub struct Scratch {
     pieces: Vec<TxBuf<'static>>,
 }
 
+/// Where the frames go.
+pub struct Links<'a> {
+    /// Those that are up, with their indices.
+    pub up: &'a [(usize, Arc<dyn Link>)],
+    /// A single one does not stop the queue when it is full.
+    pub lossy: bool,
+}
+
 /// What a batch did.
 pub struct Round {
     /// Chains used up; 0: there was nothing to do, or nothing could be done.
     pub used: usize,
     /// The only link is full: its index.
     pub blocked: Option<usize>,
+    /// A link took some of it.
+    pub carried: bool,
     /// Links found dead.
     pub lost: Vec<(usize, LinkError)>,
 }
@@ -49,15 +60,15 @@ struct Frame {
     len: usize,
 }
 
-/// Sends one batch. `links` are those that are up, with their indices.
+/// Sends one batch.
 pub fn round(
     queue: &mut Queue,
-    links: &[(usize, Arc<dyn Link>)],
+    links: &Links<'_>,
     scratch: &mut Scratch,
     counters: &Counters,
     name: &str,
 ) -> Round {
-    let mut round = Round { used: 0, blocked: None, lost: Vec::new() };
+    let mut round = Round { used: 0, blocked: None, carried: false, lost: Vec::new() };
     let available = queue.fill(BATCH, counters, name);
     let mut frames = [Frame { chain: 0, header: Header::NONE, len: 0 }; BATCH];
     let mut dropped = [None; BATCH];
@@ -125,7 +136,7 @@ fn check<'c>(queue: &Queue, chain: usize, counters: &'c Counters) -> Result<Fram
 fn send(
     queue: &Queue,
     frames: &[Frame],
-    links: &[(usize, Arc<dyn Link>)],
+    links: &Links<'_>,
     scratch: &mut Scratch,
     counters: &Counters,
     round: &mut Round,
@@ -134,7 +145,7 @@ fn send(
     if frames.is_empty() {
         return all;
     }
-    if links.is_empty() {
+    if links.up.is_empty() {
         counters.tx_no_link.add(frames.len() as u64);
         return all;
     }
@@ -153,31 +164,29 @@ fn send(
         start = end;
     }
     let batch = batch.get(..frames.len()).unwrap_or_default();
-    let sent = offer(batch, links, counters, round);
-    if round.lost.len() == links.len() {
+    let (sent, passed) = offer(batch, links, counters, round);
+    if round.lost.len() == links.up.len() {
         counters.tx_no_link.add(batch.len() as u64);
-    } else {
-        let passed = frames.get(..sent.taken).unwrap_or_default();
-        counters.tx_frames.add(passed.len() as u64);
-        counters.tx_bytes.add(passed.iter().map(|f| f.len as u64).sum());
     }
+    counters.tx_frames.add(passed as u64);
+    counters.tx_bytes.add(frames.iter().take(passed).map(|f| f.len as u64).sum());
     scratch.pieces = lend::recycle(pieces);
     sent
 }
 
-/// Gives every link the whole batch and returns how many frames, from the front, are done with, and what of the next.
-fn offer(
-    batch: &[TxFrame<'_>],
-    links: &[(usize, Arc<dyn Link>)],
-    counters: &Counters,
-    round: &mut Round,
-) -> Sent {
+/// Gives every link the whole batch and returns how many frames, from the front, are done with, and what of the next; and
+/// how many of them the link took that took most.
+fn offer(batch: &[TxFrame<'_>], links: &Links<'_>, counters: &Counters, round: &mut Round) -> (Sent, usize) {
     let mut done = Sent::default();
-    for (index, link) in links {
+    let mut passed = 0;
+    let before = batch.first().map_or(0, |frame| frame.segments);
+    for (index, link) in links.up {
         match link.send(batch) {
             Ok(sent) => {
                 counters.tx_refused.add(sent.dropped as u64);
-                if sent.taken < batch.len() && links.len() == 1 {
+                passed = passed.max(sent.taken);
+                round.carried |= sent.taken > 0 || sent.segments > before;
+                if sent.taken < batch.len() && links.up.len() == 1 && !links.lossy {
                     round.blocked = Some(*index);
                     done = sent;
                 } else {
@@ -191,5 +200,5 @@ fn offer(
             }
         }
     }
-    done
+    (done, passed)
 }

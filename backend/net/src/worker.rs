@@ -2,12 +2,15 @@
 //!
 //! # Theory of operation
 //! The thread sleeps in epoll until something happens: a command, a kick, a frame on a link. Then it works in rounds, one
-//! batch out and one batch in, until a whole round moves nothing; only then does it ask the driver for kicks again, looks
-//! once more, and sleeps. While it works, nobody needs to wake it, so nobody is asked to.
+//! batch out and one batch in, until a whole round moves nothing, or for longer if it was asked to poll (module `pace`);
+//! only then does it ask the driver for kicks again, looks once more, and sleeps. While it works, nobody needs to wake it,
+//! so nobody is asked to.
 //!
 //! Kicks and the data descriptors of links are registered edge-triggered, so that a descriptor that stays readable (a guest without buffers, a
 //! peer that hung up, an odd kick descriptor) wakes the thread once and not for ever. What an edge said is kept in
 //! `readable`, `starved` and `blocked` until work takes it back. A link's writability is only watched while it is full.
+//! One that stays full for a second does not stop the guest any longer: what it does not take is lost until it takes
+//! frames again.
 //!
 //! The owner's commands come through a channel and an eventfd. [`Worker::stop`] waits for the answer: when it returns, the
 //! worker does not touch the ring any more. Links are shared by all workers of a NIC; only the first receives from them.
@@ -19,6 +22,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
@@ -26,6 +30,7 @@ use rustix::event::{EventfdFlags, Timespec, eventfd};
 use vdeplug::{Link, LinkError};
 
 use crate::counters::Counters;
+use crate::pace::{Next, Pace};
 use crate::queue::{Queue, Start};
 use crate::{rx, rx_big, tx};
 
@@ -61,14 +66,15 @@ pub struct Worker {
 
 impl Worker {
     /// Starts the thread of a queue pair. `name` is the thread's and begins its log lines; `receives`: it also reads from
-    /// the links, not only writes to them.
-    pub fn spawn(name: &str, receives: bool, lost: LinkLost) -> std::io::Result<Self> {
+    /// the links, not only writes to them; `poll`: how long it goes on looking for frames after the last one before it
+    /// sleeps.
+    pub fn spawn(name: &str, receives: bool, poll: Duration, lost: LinkLost) -> std::io::Result<Self> {
         let (sender, commands) = channel();
         let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let counters = Arc::new(Counters::default());
         let state = State::new(name, receives, lost, commands, wake.clone(), counters.clone())?;
         let builder = std::thread::Builder::new().name(name.into()).stack_size(256 * 1024);
-        let thread = Some(builder.spawn(move || state.run())?);
+        let thread = Some(builder.spawn(move || state.run(poll))?);
         Ok(Self { commands: sender, wake, counters, thread })
     }
 
@@ -160,9 +166,19 @@ struct Port {
     readable: bool,
 }
 
-/// Frames moved between two looks at epoll while the thread is busy.
-const FRAMES_PER_POLL: usize = 32;
 const EVENTS: usize = 16;
+
+/// How long a full link may stop the queue. A switch that is well reads within milliseconds; one that hangs would hang the
+/// guest's network with it, and a sender in the guest for good.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// The only link is full.
+#[derive(Clone, Copy)]
+struct Blocked {
+    index: usize,
+    /// When its time is up.
+    until: Instant,
+}
 
 struct State {
     name: String,
@@ -180,7 +196,9 @@ struct State {
     /// The guest has no receive buffers, or too few for the frame that waits; a kick ends it.
     starved: bool,
     /// The only link is full; its becoming writable ends it.
-    blocked: Option<usize>,
+    blocked: Option<Blocked>,
+    /// It was for too long, and loses what it does not take until it takes something.
+    lossy: bool,
     tx_scratch: tx::Scratch,
     rx_scratch: rx::Scratch,
     rx_big_scratch: rx_big::Scratch,
@@ -213,6 +231,7 @@ impl State {
             turn: 0,
             starved: false,
             blocked: None,
+            lossy: false,
             tx_scratch: tx::Scratch::default(),
             rx_scratch: rx::Scratch::new(),
             rx_big_scratch: rx_big::Scratch::default(),
@@ -220,28 +239,33 @@ impl State {
         })
     }
 
-    fn run(mut self) {
+    fn run(mut self, poll: Duration) {
         let mut events = Vec::with_capacity(EVENTS);
-        let mut moved = 0;
-        let mut busy = false;
+        let mut pace = Pace::new(poll);
+        let mut next = Next::Sleep;
         loop {
-            if !busy || moved >= FRAMES_PER_POLL {
-                moved = 0;
-                if !self.wait(&mut events, busy) {
-                    return;
-                }
+            if next != Next::Round && !self.wait(&mut events, next == Next::Look) {
+                return;
             }
             let count = self.tx_round() + self.rx_round();
-            // An idle round counts too, so that a driver that makes us look and look cannot keep us from epoll.
-            moved += count.max(1);
-            busy = count > 0 || self.slipped_in();
+            next = match pace.after(count > 0) {
+                // Not straight to another round: a driver that makes us look and look must not keep us from epoll.
+                Next::Sleep if self.slipped_in() => Next::Look,
+                Next::Look if count == 0 => {
+                    self.refilled();
+                    Next::Look
+                }
+                next => next,
+            };
         }
     }
 
     /// Waits for events, or only looks for them, and notes what they say. False: the owner is gone.
     fn wait(&mut self, events: &mut Vec<Event>, only_look: bool) -> bool {
-        let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
-        match epoll::wait(&self.epoll, spare_capacity(events), only_look.then_some(&zero)) {
+        let patience = self.blocked.map(|blocked| blocked.until.saturating_duration_since(Instant::now()));
+        let limit = if only_look { Some(Duration::ZERO) } else { patience };
+        let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
+        match epoll::wait(&self.epoll, spare_capacity(events), limit.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(errno) => {
                 log::error!("{}: waiting for events failed: {errno}", self.name);
@@ -264,7 +288,20 @@ impl State {
                 Source::Control(index) => self.control_event(index),
             }
         }
+        self.lose_patience();
         true
+    }
+
+    /// Goes on without the only link if it was full for too long.
+    fn lose_patience(&mut self) {
+        if let Some(blocked) = self.blocked.take_if(|blocked| Instant::now() >= blocked.until) {
+            self.watch(blocked.index, false);
+            self.lossy = true;
+        }
+    }
+
+    fn is_blocked_by(&self, index: usize) -> bool {
+        self.blocked.is_some_and(|blocked| blocked.index == index)
     }
 
     fn kicked(queue: Option<&mut Queue>) {
@@ -275,8 +312,7 @@ impl State {
     }
 
     fn data_event(&mut self, index: usize, flags: EventFlags) {
-        if flags.intersects(EventFlags::OUT | EventFlags::ERR | EventFlags::HUP)
-            && self.blocked == Some(index)
+        if flags.intersects(EventFlags::OUT | EventFlags::ERR | EventFlags::HUP) && self.is_blocked_by(index)
         {
             self.blocked = None;
             self.watch(index, false);
@@ -402,7 +438,7 @@ impl State {
                 let _ = epoll::delete(&self.epoll, fd);
             }
         }
-        if self.blocked == Some(index) {
+        if self.is_blocked_by(index) {
             self.blocked = None;
         }
         self.list_links();
@@ -412,11 +448,12 @@ impl State {
         self.up.clear();
         let up = self.ports.iter().enumerate().filter_map(|(i, p)| Some((i, p.as_ref()?.link.clone())));
         self.up.extend(up);
+        self.lossy = false;
         // Only the only link may stop the queue.
         if self.up.len() > 1
-            && let Some(index) = self.blocked.take()
+            && let Some(blocked) = self.blocked.take()
         {
-            self.watch(index, false);
+            self.watch(blocked.index, false);
         }
     }
 
@@ -428,9 +465,11 @@ impl State {
     /// One batch out of the guest; returns the number of chains used up.
     fn tx_round(&mut self) -> usize {
         let Some(queue) = self.tx.as_mut().filter(|_| self.blocked.is_none()) else { return 0 };
-        let round = tx::round(queue, &self.up, &mut self.tx_scratch, &self.counters, &self.name);
+        let links = tx::Links { up: &self.up, lossy: self.lossy };
+        let round = tx::round(queue, &links, &mut self.tx_scratch, &self.counters, &self.name);
+        self.lossy &= !round.carried;
         if let Some(index) = round.blocked {
-            self.blocked = Some(index);
+            self.blocked = Some(Blocked { index, until: Instant::now() + PATIENCE });
             self.watch(index, true);
         }
         for (index, error) in &round.lost {
@@ -472,17 +511,22 @@ impl State {
         moved
     }
 
-    /// Asks the drivers for kicks before a sleep. True: do not sleep, work slipped in.
-    fn slipped_in(&mut self) -> bool {
-        let mut work = false;
+    /// Asks the driver for a kick when it has receive buffers again, if it ran out of them. True: it has some already.
+    fn refilled(&mut self) -> bool {
         if self.starved
             && let Some(queue) = &mut self.rx
             && queue.ring.enable_kicks()
         {
             queue.ring.disable_kicks();
             self.starved = false;
-            work = true;
+            return true;
         }
+        false
+    }
+
+    /// Asks the drivers for kicks before a sleep. True: do not sleep, work slipped in.
+    fn slipped_in(&mut self) -> bool {
+        let mut work = self.refilled();
         if self.blocked.is_none()
             && let Some(queue) = &mut self.tx
             && queue.ring.enable_kicks()

@@ -6,5 +6,6 @@ mod dpdk;
 mod driver;
 mod life;
 mod offload;
+mod pace;
 mod shared;
 mod world;
