@@ -26,6 +26,8 @@ pub const GUEST_ECN: u64 = 1 << 9;
 pub const HOST_TSO4: u64 = 1 << 11;
 pub const HOST_TSO6: u64 = 1 << 12;
 pub const HOST_ECN: u64 = 1 << 13;
+pub const GUEST_USO4: u64 = 1 << 54;
+pub const GUEST_USO6: u64 = 1 << 55;
 pub const HOST_USO: u64 = 1 << 56;
 const PROTOCOL_FEATURES: u64 = 1 << 30;
 
