@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use etherparse::PacketBuilder;
+use fastrand::Rng;
 use vdeplug::Header;
 
 use crate::driver::{
@@ -17,41 +18,23 @@ const TCPV6: u8 = 4;
 const UDP: u8 = 5;
 const NEEDS_CSUM: u8 = 1;
 
-/// Numbers that look random and are the same for the same seed (splitmix64).
-struct Draw(u64);
-
-impl Draw {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        usize::try_from((z ^ z >> 31) % limit as u64).unwrap()
+/// A set of features that a driver may accept: each but for those that it needs.
+fn draw_features(draw: &mut Rng) -> u64 {
+    let mut some = |bits: &[u64]| bits.iter().fold(0, |all, bit| if draw.bool() { all | bit } else { all });
+    let mut features = some(&[VERSION_1, EVENT_IDX, INDIRECT, MRG_RXBUF, CSUM, GUEST_CSUM]);
+    if features & CSUM != 0 {
+        features |= some(&[HOST_TSO4, HOST_TSO6, HOST_USO]);
     }
-
-    fn coin(&mut self) -> bool {
-        self.below(2) == 1
+    if features & (HOST_TSO4 | HOST_TSO6) != 0 {
+        features |= some(&[HOST_ECN]);
     }
-
-    /// A set of features that a driver may accept: each but for those that it needs.
-    fn features(&mut self) -> u64 {
-        let mut some =
-            |bits: &[u64]| bits.iter().fold(0, |all, bit| if self.coin() { all | bit } else { all });
-        let mut features = some(&[VERSION_1, EVENT_IDX, INDIRECT, MRG_RXBUF, CSUM, GUEST_CSUM]);
-        if features & CSUM != 0 {
-            features |= some(&[HOST_TSO4, HOST_TSO6, HOST_USO]);
-        }
-        if features & (HOST_TSO4 | HOST_TSO6) != 0 {
-            features |= some(&[HOST_ECN]);
-        }
-        if features & GUEST_CSUM != 0 {
-            features |= some(&[GUEST_TSO4, GUEST_TSO6, GUEST_USO4 | GUEST_USO6]);
-        }
-        if features & (GUEST_TSO4 | GUEST_TSO6) != 0 {
-            features |= some(&[GUEST_ECN]);
-        }
-        features
+    if features & GUEST_CSUM != 0 {
+        features |= some(&[GUEST_TSO4, GUEST_TSO6, GUEST_USO4 | GUEST_USO6]);
     }
+    if features & (GUEST_TSO4 | GUEST_TSO6) != 0 {
+        features |= some(&[GUEST_ECN]);
+    }
+    features
 }
 
 /// A driver, and the receive buffers that it has.
@@ -119,13 +102,13 @@ struct Sample {
 }
 
 impl Sample {
-    fn draw(draw: &mut Draw, sender: &Guest) -> Self {
+    fn draw(draw: &mut Rng, sender: &Guest) -> Self {
         let kinds = [(HOST_TSO4, TCPV4), (HOST_TSO6, TCPV6), (HOST_USO, UDP)];
-        let (need, kind) = kinds[draw.below(3)];
-        let segmented = sender.has(need) && draw.coin();
-        let size = 500 + draw.below(900);
-        let len = if segmented { 2 * size + draw.below(60_000) } else { draw.below(8000) };
-        let seed = draw.below(256);
+        let (need, kind) = kinds[draw.usize(..3)];
+        let segmented = sender.has(need) && draw.bool();
+        let size = 500 + draw.usize(..900);
+        let len = if segmented { 2 * size + draw.usize(..60_000) } else { draw.usize(..8000) };
+        let seed = draw.usize(..256);
         let payload: Vec<u8> = (0..len).map(|at| (at * 7 + at / 251 + seed).to_le_bytes()[0]).collect();
         let (v4, csum_start, csum_offset) =
             (kind != TCPV6, if kind == TCPV6 { 54 } else { 34 }, if kind == UDP { 6 } else { 16 });
@@ -147,7 +130,7 @@ impl Sample {
         .unwrap();
         let head = csum_start + if kind == UDP { 8 } else { 20 };
         let mut sample = Self { header: Header::NONE, frame: complete.clone(), complete, head };
-        if segmented || sender.has(CSUM) && draw.coin() {
+        if segmented || sender.has(CSUM) && draw.bool() {
             let pseudo = pseudo_sum(&sample.complete, csum_start, if kind == UDP { 17 } else { 6 });
             sample.frame[csum_start + csum_offset..][..2].copy_from_slice(&pseudo.to_be_bytes());
             let short = |len: usize| u16::try_from(len).unwrap();
@@ -210,7 +193,7 @@ fn fold(mut sum: u32) -> u16 {
 }
 
 /// Two guests with these features and a plain member on one switch, and some frames from either guest.
-fn exchange(draw: &mut Draw, features: [u64; 2]) {
+fn exchange(draw: &mut Rng, features: [u64; 2]) {
     let dir = tempfile::tempdir().unwrap();
     let net = dir.path().join("net");
     let sockets = ["n0", "n1"].map(|name| dir.path().join(name));
@@ -225,7 +208,7 @@ fn exchange(draw: &mut Draw, features: [u64; 2]) {
         guests.reverse();
         let [sender, receiver] = &mut guests;
         let sample = Sample::draw(draw, sender);
-        sender.send(&sample.header, &sample.frame, 60 + draw.below(70_000));
+        sender.send(&sample.header, &sample.frame, 60 + draw.usize(..70_000));
         let mut payload = Vec::new();
         wait_for("the frame at the guest", || {
             let (header, frame) = receiver.receive();
@@ -249,8 +232,8 @@ fn exchange(draw: &mut Draw, features: [u64; 2]) {
 #[test]
 fn any_features_carry_any_frame() {
     for seed in 0..40 {
-        let mut draw = Draw(seed);
-        let features = [draw.features(), draw.features()];
+        let mut draw = Rng::with_seed(seed);
+        let features = [draw_features(&mut draw), draw_features(&mut draw)];
         println!("seed {seed}: {features:x?}");
         exchange(&mut draw, features);
     }
