@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{ArgAction, Parser, value_parser};
+use clap::{ArgAction, Parser, ValueEnum, value_parser};
 use log::LevelFilter;
 
 use crate::{Failure, Status};
@@ -20,7 +20,8 @@ pub const MAX_QUEUES: u16 = 16;
 /// vhost-user back end that plugs the NICs of virtual machines into VDE networks.
 ///
 /// A virtual machine monitor connects to the socket and hands over its guest's virtqueues; frames go straight between these
-/// and the links. One process serves any number of NICs.
+/// and the links. NICs of other models than virtio are served through QEMU's netdev stream. One process serves any number of
+/// NICs.
 #[derive(Debug, Parser)]
 #[command(
     name = "vhost-user-vde",
@@ -48,7 +49,11 @@ pub struct Cli {
     #[arg(long, value_name = "N", conflicts_with = "nic")]
     pub queues: Option<u16>,
 
-    /// A NIC as `socket-path=PATH|fd=N,link=LOCATOR[,link=...][,queues=N]`; commas inside values are doubled
+    /// What is spoken on the NIC's socket [default: vhost-user]
+    #[arg(long, value_name = "PROTOCOL", conflicts_with = "nic")]
+    pub protocol: Option<Protocol>,
+
+    /// A NIC as `socket-path=PATH|fd=N,link=LOCATOR[,link=...][,queues=N][,protocol=P]`; commas inside values are doubled
     #[arg(long, value_name = "SPEC", action = ArgAction::Append)]
     pub nic: Vec<String>,
 
@@ -102,11 +107,23 @@ pub enum Door {
     Fd(RawFd),
 }
 
+/// What is spoken on a NIC's socket.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Protocol {
+    /// A virtio NIC's: the guest's virtqueues are served.
+    #[default]
+    VhostUser,
+    /// QEMU's netdev stream, for a NIC of any other model: QEMU hands over frame by frame.
+    Stream,
+}
+
 /// One NIC to be served.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NicConfig {
-    /// Its vhost-user socket.
+    /// Its socket.
     pub door: Door,
+    /// What is spoken there.
+    pub protocol: Protocol,
     /// Its networks, as VDE locators; an empty one is the user's default network.
     pub links: Vec<String>,
     /// Its queue pairs.
@@ -139,10 +156,15 @@ impl TryFrom<Cli> for Config {
         let door = cli.socket_path.map(Door::Path).or(cli.fd.map(Door::Fd));
         let mut nics = cli.nic.iter().map(|spec| parse_nic(spec)).collect::<Result<Vec<_>, _>>()?;
         match door {
-            Some(door) => nics.push(NicConfig { door, links: cli.link, queues: cli.queues.unwrap_or(1) }),
-            None if !cli.link.is_empty() || cli.queues.is_some() => {
+            Some(door) => nics.push(NicConfig {
+                door,
+                protocol: cli.protocol.unwrap_or_default(),
+                links: cli.link,
+                queues: cli.queues.unwrap_or(1),
+            }),
+            None if !cli.link.is_empty() || cli.queues.is_some() || cli.protocol.is_some() => {
                 return usage(
-                    "--link and --queues describe a NIC: say where it is with --socket-path or --fd",
+                    "--link, --queues and --protocol describe a NIC: say where it is with --socket-path or --fd",
                 );
             }
             None if nics.is_empty() => {
@@ -155,6 +177,12 @@ impl TryFrom<Cli> for Config {
         for (index, nic) in nics.iter().enumerate() {
             if nic.queues == 0 || nic.queues > MAX_QUEUES {
                 return usage(format!("queues={}: a NIC has 1 to {MAX_QUEUES} queue pairs", nic.queues));
+            }
+            if nic.protocol == Protocol::Stream && nic.queues > 1 {
+                return usage(format!(
+                    "queues={}: with protocol=stream a NIC has 1; drop queues=",
+                    nic.queues
+                ));
             }
             if let Some(before) = nics.iter().take(index).find(|n| n.door == nic.door) {
                 let name = match &before.door {
@@ -172,7 +200,7 @@ impl TryFrom<Cli> for Config {
 
 /// `socket-path=PATH,link=LOCATOR,…` with QEMU's rules: `,,` is a comma inside a value.
 fn parse_nic(spec: &str) -> Result<NicConfig, Failure> {
-    let (mut door, mut links, mut queues) = (None, Vec::new(), 1);
+    let (mut door, mut protocol, mut links, mut queues) = (None, Protocol::default(), Vec::new(), 1);
     for word in split_commas(spec) {
         let Some((key, value)) = word.split_once('=') else {
             return usage(format!("--nic {spec}: '{word}' is not of the form KEY=VALUE"));
@@ -192,9 +220,17 @@ fn parse_nic(spec: &str) -> Result<NicConfig, Failure> {
                 Ok(count) => queues = count,
                 Err(_) => return usage(number()),
             },
+            "protocol" => match Protocol::from_str(value, false) {
+                Ok(known) => protocol = known,
+                Err(_) => {
+                    return usage(format!(
+                        "--nic {spec}: '{word}' names no protocol; known are vhost-user and stream"
+                    ));
+                }
+            },
             _ => {
                 return usage(format!(
-                    "--nic {spec}: unknown word '{key}'; known are socket-path, fd, link and queues"
+                    "--nic {spec}: unknown word '{key}'; known are socket-path, fd, link, queues and protocol"
                 ));
             }
         }
@@ -202,7 +238,7 @@ fn parse_nic(spec: &str) -> Result<NicConfig, Failure> {
     match door {
         None => usage(format!("--nic {spec}: socket-path= or fd= is missing")),
         Some(_) if links.is_empty() => usage(format!("--nic {spec}: link= is missing")),
-        Some(door) => Ok(NicConfig { door, links, queues }),
+        Some(door) => Ok(NicConfig { door, protocol, links, queues }),
     }
 }
 
@@ -246,8 +282,10 @@ mod tests {
         let nics =
             config(&["--socket-path", "/s", "--link", "/a", "--link", "", "--queues", "2"]).unwrap().nics;
         let links = vec!["/a".to_owned(), String::new()];
-        assert_eq!(nics, [NicConfig { door: Door::Path("/s".into()), links, queues: 2 }]);
-        assert_eq!(config(&["--fd", "7", "--link", "x"]).unwrap().nics[0].door, Door::Fd(7));
+        let protocol = Protocol::VhostUser;
+        assert_eq!(nics, [NicConfig { door: Door::Path("/s".into()), protocol, links, queues: 2 }]);
+        let nics = config(&["--fd", "7", "--link", "x", "--protocol", "stream"]).unwrap().nics;
+        assert_eq!((&nics[0].door, nics[0].protocol), (&Door::Fd(7), Protocol::Stream));
     }
 
     #[test]
@@ -265,19 +303,23 @@ mod tests {
             "socket-path=/a,,b,link=vde:///x[5/mode=0660]",
             "--nic",
             "fd=5,link=,queues=16",
+            "--nic",
+            "fd=6,link=,protocol=stream",
         ])
         .unwrap()
         .nics;
         assert_eq!(nics[0].door, Door::Path("/a,b".into()));
         assert_eq!(nics[0].links, ["vde:///x[5/mode=0660]"]);
         assert_eq!((&nics[1].door, nics[1].queues), (&Door::Fd(5), 16));
+        assert_eq!((nics[1].protocol, nics[2].protocol), (Protocol::VhostUser, Protocol::Stream));
     }
 
     #[test]
     fn wrong_words_are_named() {
-        let cases: [(&[&str], &str); 14] = [
+        let cases: [(&[&str], &str); 17] = [
             (&[], "no NIC to serve"),
             (&["--link", "/a"], "--socket-path or --fd"),
+            (&["--protocol", "stream"], "--socket-path or --fd"),
             (&["--socket-path", "/s"], "--link"),
             (&["--socket-path", "/s", "--fd", "3", "--link", "x"], "--fd"),
             (&["--nic", "socket-path=/s"], "link= is missing"),
@@ -289,6 +331,8 @@ mod tests {
             (&["--fd", "3", "--link", "/a", "--poll-us", "1000001"], "1000001 is not in 0..=1000000"),
             (&["--fd", "3", "--link", "/a", "--poll-us", "1ms"], "'1ms'"),
             (&["--nic", "fd=3,link=/a,queues=17"], "queues=17"),
+            (&["--nic", "fd=3,link=/a,queues=2,protocol=stream"], "queues=2"),
+            (&["--nic", "fd=3,link=/a,protocol=dgram"], "'protocol=dgram'"),
             (&["--nic", "fd=3,link=/a", "--nic", "fd=3,link=/b"], "two NICs"),
         ];
         for (args, word) in cases {

@@ -4,7 +4,9 @@
 //!  main       start-up order and exit status
 //!  cli        the command line, checked into a `Config`
 //!  socket     listening and inherited sockets, left-overs of dead predecessors
-//!  nic        one NIC: the vhost-user device in front of its workers, one per queue pair
+//!  front      one NIC with whoever is connected to its socket
+//!  nic        a virtio NIC: the vhost-user device in front of its workers, one per queue pair
+//!  relay      a NIC that QEMU emulates, whose frames come through a stream socket
 //!  links      opening links, and opening them again when a network went away
 //!  server     the control thread: accepts front ends, reads their messages, hears signals and the life line
 //!  readiness  tells the program that started us that all is up, or why not
@@ -15,9 +17,11 @@
 //! end can connect, because QEMU retries for ever on a back end that closes the connection.
 
 pub mod cli;
+mod front;
 mod links;
 mod nic;
 mod readiness;
+mod relay;
 mod server;
 mod socket;
 mod sys;
@@ -41,7 +45,7 @@ pub enum Status {
     Usage = 2,
     /// A link cannot be opened.
     Network = 3,
-    /// A vhost-user socket cannot be served.
+    /// A socket cannot be served.
     Socket = 4,
 }
 

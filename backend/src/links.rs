@@ -63,9 +63,10 @@ impl Reporter {
 }
 
 /// The links that NICs of this process have by their locators, so that a hub or a switch that it serves need not be
-/// reached from outside by the second of its NICs: that one gets a port of its own on it.
+/// reached from outside by the second of its NICs: that one gets a port of its own on it. All ports of one opening take
+/// unfinished frames, or none does, so those of virtio NICs and of others stay apart.
 #[derive(Debug, Default)]
-pub struct Opened(HashMap<String, Weak<dyn Link>>);
+pub struct Opened(HashMap<(String, bool), Weak<dyn Link>>);
 
 impl Opened {
     /// Opens all links of a NIC, or says which one cannot be opened and why.
@@ -78,12 +79,13 @@ impl Opened {
     }
 
     fn open(&mut self, locator: &str, options: &OpenOptions) -> Result<Arc<dyn Link>, Failure> {
-        if let Some(port) = self.0.get(locator).and_then(Weak::upgrade).and_then(|link| link.another()) {
+        let key = (locator.to_owned(), options.offloads);
+        if let Some(port) = self.0.get(&key).and_then(Weak::upgrade).and_then(|link| link.another()) {
             return Ok(port);
         }
         let link = vdeplug::open(locator, options);
         let link = link.map_err(|e| Failure::new(Status::Network, sentence(&e)))?;
-        self.0.insert(locator.into(), Arc::downgrade(&link));
+        self.0.insert(key, Arc::downgrade(&link));
         Ok(link)
     }
 }

@@ -14,7 +14,6 @@ use vring::Direction;
 /// What the front end of one NIC drives.
 #[derive(Debug)]
 pub struct Nic {
-    name: String,
     workers: Vec<Worker>,
     pairs: u16,
 }
@@ -25,7 +24,7 @@ impl Nic {
     pub fn new(name: &str, pairs: u16, poll: Duration, lost: impl Fn() -> LinkLost) -> std::io::Result<Self> {
         let spawn = |pair| Worker::spawn(&format!("{name}.{pair}"), pair == 0, poll, lost());
         let workers = (0..pairs).map(spawn).collect::<Result<_, _>>()?;
-        Ok(Self { name: name.into(), workers, pairs })
+        Ok(Self { workers, pairs })
     }
 
     /// Plugs a link into all queue pairs.
@@ -35,8 +34,8 @@ impl Nic {
         }
     }
 
-    /// Logs the counters that are not zero, summed over the queue pairs.
-    pub fn log_counters(&self) {
+    /// The counters, summed over the queue pairs.
+    pub fn counters(&self) -> Vec<(&'static str, u64)> {
         let mut sums: Vec<(&str, u64)> = Vec::new();
         for (name, value) in self.workers.iter().flat_map(|w| w.counters().list()) {
             match sums.iter_mut().find(|(known, _)| *known == name) {
@@ -44,9 +43,7 @@ impl Nic {
                 None => sums.push((name, value)),
             }
         }
-        let shown =
-            sums.iter().filter(|(_, value)| *value > 0).map(|(name, value)| format!(" {name}={value}"));
-        log::info!("{}:{}", self.name, shown.collect::<String>());
+        sums
     }
 
     fn worker(&self, ring: u16) -> Option<(&Worker, Side)> {

@@ -6,7 +6,7 @@
 //! seen, lose nothing.
 
 use std::io::ErrorKind;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
@@ -16,11 +16,11 @@ use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::event::{EventfdFlags, eventfd};
 use vdeplug::OpenOptions;
-use vhost_user::{Connection, Error};
+use vhost_user::Error;
 
-use crate::cli::{Config, NicConfig};
+use crate::cli::{Config, NicConfig, Protocol};
+use crate::front::Front;
 use crate::links::{self, LinkEvent, News, Opened, Patience, Reporter};
-use crate::nic::Nic;
 use crate::socket::{self, Entrance, OwnName};
 use crate::sys::Inherited;
 use crate::{Failure, Status, sentence};
@@ -62,12 +62,23 @@ impl Source {
 /// One NIC with its door and its links' names.
 struct Served {
     name: String,
-    nic: Nic,
+    front: Front,
     entrance: Entrance,
     /// Removed from the file system when the server ends.
     _own_name: Option<OwnName>,
-    connection: Option<Connection>,
+    /// How its links are opened.
+    options: OpenOptions,
     links: Vec<LinkState>,
+}
+
+impl Served {
+    /// Logs the counters that are not zero.
+    fn log_counters(&self) {
+        let counters = self.front.counters();
+        let shown = counters.iter().filter(|(_, value)| *value > 0);
+        let shown: String = shown.map(|(name, value)| format!(" {name}={value}")).collect();
+        log::info!("{}:{shown}", self.name);
+    }
 }
 
 /// A link as the control thread knows it.
@@ -84,7 +95,7 @@ pub struct Server {
     _lifeline: Option<OwnedFd>,
     news: Receiver<LinkEvent>,
     reporter: Reporter,
-    options: OpenOptions,
+    description: String,
     poll: Duration,
     served: Vec<Served>,
 }
@@ -112,11 +123,7 @@ impl Server {
             _lifeline: lifeline,
             news,
             reporter: Reporter { sender, wake },
-            options: OpenOptions {
-                description: config.description,
-                offloads: true,
-                ..OpenOptions::default()
-            },
+            description: config.description,
             poll: config.poll,
             served: Vec::new(),
         };
@@ -138,16 +145,22 @@ impl Server {
     ) -> Result<(), Failure> {
         let index = self.served.len();
         let name = format!("nic{index}");
-        let links = opened.open_all(&config, &self.options)?;
+        let options = OpenOptions {
+            description: self.description.clone(),
+            // A NIC that is not virtio has no header that could say what is left to be done.
+            offloads: config.protocol == Protocol::VhostUser,
+            ..OpenOptions::default()
+        };
+        let links = opened.open_all(&config, &options)?;
         let (entrance, own_name) = socket::open(&config.door, inherited)?;
-        let nic = Nic::new(&name, config.queues, self.poll, || self.reporter.lost(index))
+        let front = Front::new(&name, &config, self.poll, || self.reporter.lost(index))
             .map_err(|e| Failure::system("cannot start a worker", e))?;
         for (number, link) in links.iter().enumerate() {
-            nic.set_link(number, link);
+            front.set_link(number, link);
         }
         let state = |locator| LinkState { locator, up: true, patience: Patience::new() };
         let links = config.links.into_iter().map(state).collect();
-        self.served.push(Served { name, nic, entrance, _own_name: own_name, connection: None, links });
+        self.served.push(Served { name, front, entrance, _own_name: own_name, options, links });
         Ok(())
     }
 
@@ -194,7 +207,7 @@ impl Server {
                 }
             }
             // Without a listener there is nobody left to come.
-            let over = |s: &Served| s.connection.is_none() && matches!(s.entrance, Entrance::Connected(_));
+            let over = |s: &Served| s.front.fd().is_none() && matches!(s.entrance, Entrance::Connected(_));
             if self.served.iter().all(over) {
                 return Ok(());
             }
@@ -203,7 +216,7 @@ impl Server {
 
     fn accept(&mut self, index: usize) {
         let Some(served) = self.served.get(index) else { return };
-        if served.connection.is_some() {
+        if served.front.fd().is_some() {
             log::info!("{}: another front end waits until the present one has gone", served.name);
             return;
         }
@@ -217,34 +230,32 @@ impl Server {
 
     fn connect(&mut self, index: usize, stream: UnixStream) {
         let Some(served) = self.served.get_mut(index) else { return };
-        let connection = Connection::new(stream, &served.name, &served.nic).map_err(|e| e.to_string());
-        let watched = connection.and_then(|connection| {
-            let data = Source::Connection(index).pack();
-            let added = epoll::add(&self.epoll, connection.as_fd(), data, EventFlags::IN);
-            added.map(|()| connection).map_err(|e| e.to_string())
-        });
-        match watched {
-            Ok(connection) => {
-                log::info!("{}: front end connected", served.name);
-                served.connection = Some(connection);
+        if let Err(error) = served.front.connect(&served.name, stream) {
+            log::warn!("{}: cannot serve a front end: {}", served.name, sentence(&error));
+            return;
+        }
+        let Some(fd) = served.front.fd() else { return };
+        match epoll::add(&self.epoll, fd, Source::Connection(index).pack(), served.front.interest()) {
+            Ok(()) => log::info!("{}: front end connected", served.name),
+            Err(errno) => {
+                log::warn!("{}: cannot serve a front end: {errno}", served.name);
+                served.front.disconnect();
             }
-            Err(error) => log::warn!("{}: cannot serve a front end: {error}", served.name),
         }
     }
 
     fn read(&mut self, index: usize) {
         let Some(served) = self.served.get_mut(index) else { return };
-        let Some(connection) = &mut served.connection else { return };
-        let Err(error) = connection.on_readable(&mut served.nic) else { return };
+        let Err(error) = served.front.on_event() else { return };
         match error {
             Error::Closed => log::info!("{}: front end gone", served.name),
             error => log::warn!("{}: front end disconnected: {}", served.name, sentence(&error)),
         }
-        if let Some(connection) = served.connection.take() {
-            let _ = epoll::delete(&self.epoll, connection.as_fd());
-            connection.close(&mut served.nic);
+        if let Some(fd) = served.front.fd() {
+            let _ = epoll::delete(&self.epoll, fd);
         }
-        served.nic.log_counters();
+        served.front.disconnect();
+        served.log_counters();
         self.accept(index);
     }
 
@@ -260,13 +271,13 @@ impl Server {
                 News::Lost(reason) => {
                     state.up = false;
                     log::warn!("{}: link '{locator}' is down ({reason}); trying to get it back", served.name);
-                    let (options, reporter) = (self.options.clone(), self.reporter.clone());
+                    let (options, reporter) = (served.options.clone(), self.reporter.clone());
                     links::reopen(nic, link, locator.clone(), state.patience.lost(), options, reporter);
                 }
                 News::Open(opened) => {
                     state.up = true;
                     state.patience.opened();
-                    served.nic.set_link(link, &opened);
+                    served.front.set_link(link, &opened);
                     // Whoever reads this may count on it.
                     log::warn!("{}: link '{locator}' is up again", served.name);
                 }

@@ -32,6 +32,10 @@ PATH (NICs of one process that name the same switch or hub share it); \fIveth://
 .SH GUEST MEMORY
 The front end must share the guest's memory: with QEMU, a \fBmemory\-backend\-memfd\fR object (or
 \fBmemory\-backend\-file\fR with \fBshare=on\fR) of the machine's size, named by \fB\-machine memory\-backend=\fR.
+.SH MODELS OTHER THAN VIRTIO
+With \fB\-\-protocol stream\fR the other end of the socket is QEMU's \fB\-netdev stream\fR (QEMU 7.2 or newer), before which
+stands a NIC of any model. Memory need not be shared, and the guest gets every frame complete and of the network's size, at
+least 60 bytes long: such NICs are slower than virtio. A full network makes QEMU wait, and a guest that takes nothing the network.
 .SH LIFE CYCLE
 All links are open and all sockets listen before the first front end can connect. A NIC serves one front end at a time; after
 it has gone the next one is served. A link whose network goes away is opened again when the network is back; the guest
@@ -51,7 +55,7 @@ the command line is wrong
 a link cannot be opened
 .TP
 .B 4
-a vhost\-user socket cannot be served
+a socket cannot be served
 .SH EXAMPLE
 .nf
 vde_switch \-s /tmp/sw \-d
@@ -64,6 +68,15 @@ qemu\-system\-x86_64 \-m 256 disk.img \e
 .PP
 QEMU before 9.2 wants \fBreconnect=1\fR in place of \fBreconnect\-ms=1000\fR; before 8.0, without KVM, it crashes unless the
 device has \fBvectors=0\fR as well.
+.PP
+A guest without virtio drivers (QEMU 7.2 connects once and knows no \fBreconnect\fR here):
+.PP
+.nf
+vhost\-user\-vde \-\-socket\-path /tmp/n1.sock \-\-protocol stream \-\-link /tmp/sw &
+qemu\-system\-x86_64 \-m 256 disk.img \e
+  \-netdev stream,id=n1,server=off,addr.type=unix,addr.path=/tmp/n1.sock,reconnect\-ms=1000 \e
+  \-device e1000,netdev=n1
+.fi
 .SH SEE ALSO
 .BR vdeq (1),
 .BR vde_switch (1),

@@ -61,7 +61,8 @@ counters! {
     tx_no_link,
     /// Dropped by a link, counted once per link: too long for it.
     tx_refused,
-    /// Dropped because a link was full, counted once per link: one of several, or a single one that did not read for long.
+    /// Dropped because a link was full, counted once per link: one of several, a single one that did not read for long, or
+    /// that was still full when the guest's NIC went.
     tx_link_full,
     /// Dropped: the header that the network gave it does not fit it.
     rx_bad_header,

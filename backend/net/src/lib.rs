@@ -28,5 +28,7 @@ mod tx;
 pub mod worker;
 
 pub use counters::Counters;
+pub use pace::{Next, Pace};
 pub use queue::Start;
-pub use worker::{LinkLost, Side, Worker};
+pub use tx::{Links as TxLinks, Round as TxRound, offer};
+pub use worker::{LinkLost, PATIENCE, Side, Worker};

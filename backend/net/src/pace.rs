@@ -34,6 +34,7 @@ pub struct Pace {
 }
 
 impl Pace {
+    /// Of a worker that goes on looking for `poll` after the last frame.
     pub fn new(poll: Duration) -> Self {
         let now = Instant::now();
         // As if the last frame was long ago.

@@ -41,6 +41,7 @@ pub struct Links<'a> {
 }
 
 /// What a batch did.
+#[derive(Debug, Default)]
 pub struct Round {
     /// Chains used up; 0: there was nothing to do, or nothing could be done.
     pub used: usize,
@@ -68,7 +69,7 @@ pub fn round(
     counters: &Counters,
     name: &str,
 ) -> Round {
-    let mut round = Round { used: 0, blocked: None, carried: false, lost: Vec::new() };
+    let mut round = Round::default();
     let available = queue.fill(BATCH, counters, name);
     let mut frames = [Frame { chain: 0, header: Header::NONE, len: 0 }; BATCH];
     let mut dropped = [None; BATCH];
@@ -176,7 +177,12 @@ fn send(
 
 /// Gives every link the whole batch and returns how many frames, from the front, are done with, and what of the next; and
 /// how many of them the link took that took most.
-fn offer(batch: &[TxFrame<'_>], links: &Links<'_>, counters: &Counters, round: &mut Round) -> (Sent, usize) {
+pub fn offer(
+    batch: &[TxFrame<'_>],
+    links: &Links<'_>,
+    counters: &Counters,
+    round: &mut Round,
+) -> (Sent, usize) {
     let mut done = Sent::default();
     let mut passed = 0;
     let before = batch.first().map_or(0, |frame| frame.segments);

@@ -170,7 +170,7 @@ const EVENTS: usize = 16;
 
 /// How long a full link may stop the queue. A switch that is well reads within milliseconds; one that hangs would hang the
 /// guest's network with it, and a sender in the guest for good.
-const PATIENCE: Duration = Duration::from_secs(1);
+pub const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The only link is full.
 #[derive(Clone, Copy)]

@@ -9,4 +9,5 @@ mod life;
 mod offload;
 mod pace;
 mod shared;
+mod stream;
 mod world;

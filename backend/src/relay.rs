@@ -1,0 +1,400 @@
+//! A NIC whose model is not virtio: QEMU emulates it, and its frames come and go through QEMU's `-netdev stream`.
+//!
+//! ```text
+//!  relay   the thread: its event loop, and the handle by which the NIC's owner commands it
+//!  tx      bytes from QEMU -> frames -> links
+//!  rx      links -> frames -> bytes for QEMU
+//!  ports   the links
+//! ```
+//!
+//! # Theory of operation
+//! One thread per NIC stands between the socket and the links, as a worker of `virtio_net` does between virtqueues and
+//! links, and with the same rules: edge-triggered readiness, rounds of one batch out and one batch in until nothing moves,
+//! bounded memory both ways, a dead link reported through the `lost` callback and forgotten. The links are opened without
+//! offloads, because such a guest has to be given complete frames.
+//!
+//! Who is connected is the owner's affair: it accepts, [`Relay::connect`]s, watches for the end of the connection, and then
+//! [`Relay::disconnect`]s. The relay ends a connection by shutting the socket down, which the owner sees. While nobody is
+//! connected, frames stay in the network's queues until those are full.
+//!
+//! A stream and not datagrams, which QEMU knows as well: one call carries many frames into QEMU, a full socket is waited
+//! for by both sides, and each sees the other's end. On a datagram socket a frame costs a call, QEMU's end cannot be seen,
+//! and neither can ours by QEMU, so that it would never connect again.
+
+#![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]
+
+mod ports;
+mod rx;
+mod tx;
+
+use std::io::{ErrorKind, Read};
+use std::net::Shutdown;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rustix::buffer::spare_capacity;
+use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
+use rustix::event::{EventfdFlags, Timespec, eventfd};
+use vdeplug::{Link, LinkError};
+use virtio_net::{Counters, LinkLost, Next, Pace};
+
+use ports::Ports;
+use rx::Outbox;
+use tx::Inbox;
+
+enum Command {
+    Connect(UnixStream),
+    Disconnect,
+    SetLink(usize, Arc<dyn Link>),
+    Exit,
+}
+
+/// Handle of a relay's thread. Dropping it ends the thread.
+#[derive(Debug)]
+pub struct Relay {
+    commands: Sender<Command>,
+    wake: Arc<OwnedFd>,
+    counters: Arc<Counters>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Relay {
+    /// Starts the thread. `name` is the thread's and begins its log lines; `poll`: how long it goes on looking for frames
+    /// after the last one before it sleeps.
+    pub fn spawn(name: &str, poll: Duration, lost: LinkLost) -> std::io::Result<Self> {
+        let (sender, commands) = channel();
+        let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let counters = Arc::new(Counters::default());
+        let state = State::new(name, lost, commands, wake.clone(), counters.clone())?;
+        let builder = std::thread::Builder::new().name(name.into()).stack_size(256 * 1024);
+        let thread = Some(builder.spawn(move || state.run(poll))?);
+        Ok(Self { commands: sender, wake, counters, thread })
+    }
+
+    /// What happened to frames so far.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Serves a connection from now on, which is non-blocking.
+    pub fn connect(&self, socket: UnixStream) {
+        self.command(Command::Connect(socket));
+    }
+
+    /// Passes on what the other end wrote before it went, and forgets the connection.
+    pub fn disconnect(&self) {
+        self.command(Command::Disconnect);
+    }
+
+    /// Plugs a link in as number `index`, in place of one that was there.
+    pub fn set_link(&self, index: usize, link: Arc<dyn Link>) {
+        self.command(Command::SetLink(index, link));
+    }
+
+    fn command(&self, command: Command) {
+        // The thread outlives this handle, so the channel is open; a full eventfd is readable already.
+        let _ = self.commands.send(command);
+        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.command(Command::Exit);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// What an epoll event is about, packed into its data word: kind in the upper half, link number in the lower.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    Command,
+    Socket,
+    Data(usize),
+    Control(usize),
+}
+
+impl Source {
+    fn pack(self) -> EventData {
+        let (kind, index) = match self {
+            Self::Command => (0, 0),
+            Self::Socket => (1, 0),
+            Self::Data(index) => (2, index),
+            Self::Control(index) => (3, index),
+        };
+        EventData::new_u64(kind << 32 | (index as u64 & 0xffff_ffff))
+    }
+
+    fn unpack(data: EventData) -> Self {
+        let index = usize::try_from(data.u64() & 0xffff_ffff).unwrap_or(usize::MAX);
+        match data.u64() >> 32 {
+            1 => Self::Socket,
+            2 => Self::Data(index),
+            3 => Self::Control(index),
+            _ => Self::Command,
+        }
+    }
+}
+
+/// The connection to QEMU.
+struct Peer {
+    socket: UnixStream,
+    /// An edge said that bytes may wait, and not all were read yet.
+    readable: bool,
+    /// It takes no more; its becoming writable ends it, and is watched only then.
+    full: bool,
+}
+
+const EVENTS: usize = 16;
+
+struct State {
+    name: String,
+    lost: LinkLost,
+    commands: Receiver<Command>,
+    wake: Arc<OwnedFd>,
+    epoll: OwnedFd,
+    counters: Arc<Counters>,
+    peer: Option<Peer>,
+    ports: Ports,
+    inbox: Inbox,
+    outbox: Outbox,
+}
+
+impl State {
+    fn new(
+        name: &str,
+        lost: LinkLost,
+        commands: Receiver<Command>,
+        wake: Arc<OwnedFd>,
+        counters: Arc<Counters>,
+    ) -> std::io::Result<Self> {
+        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+        epoll::add(&epoll, &wake, Source::Command.pack(), EventFlags::IN)?;
+        Ok(Self {
+            name: name.into(),
+            lost,
+            commands,
+            wake,
+            epoll,
+            counters,
+            peer: None,
+            ports: Ports::default(),
+            inbox: Inbox::new(),
+            outbox: Outbox::new(),
+        })
+    }
+
+    fn run(mut self, poll: Duration) {
+        let mut events = Vec::with_capacity(EVENTS);
+        let mut pace = Pace::new(poll);
+        let mut next = Next::Sleep;
+        loop {
+            if next != Next::Round && !self.wait(&mut events, next == Next::Look) {
+                return;
+            }
+            let count = self.tx_round() + self.rx_round();
+            next = pace.after(count > 0);
+        }
+    }
+
+    /// Waits for events, or only looks for them, and notes what they say. False: the owner is gone.
+    fn wait(&mut self, events: &mut Vec<Event>, only_look: bool) -> bool {
+        let limit = if only_look { Some(Duration::ZERO) } else { self.ports.patience() };
+        let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
+        match epoll::wait(&self.epoll, spare_capacity(events), limit.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => {
+                log::error!("{}: waiting for events failed: {errno}", self.name);
+                return false;
+            }
+        }
+        for event in events.drain(..) {
+            match Source::unpack(event.data) {
+                Source::Command => {
+                    if !self.run_commands() {
+                        return false;
+                    }
+                }
+                Source::Socket => self.socket_event(event.flags),
+                Source::Data(index) => self.ports.on_data(&self.epoll, index, event.flags),
+                Source::Control(index) => {
+                    if let Err(error) = self.ports.on_control(index) {
+                        self.lose(index, &error);
+                    }
+                }
+            }
+        }
+        self.ports.lose_patience(&self.epoll);
+        true
+    }
+
+    /// Carries out all commands. False: the owner is gone.
+    fn run_commands(&mut self) -> bool {
+        let _ = rustix::io::read(&self.wake, &mut [0u8; 8]);
+        while let Ok(command) = self.commands.try_recv() {
+            match command {
+                Command::Connect(socket) => self.connect(socket),
+                Command::Disconnect => self.disconnect(),
+                Command::SetLink(index, link) => {
+                    if let Err(errno) = self.ports.plug(&self.epoll, index, link) {
+                        log::warn!("{}: cannot watch link {index}: {errno}", self.name);
+                    }
+                }
+                Command::Exit => return false,
+            }
+        }
+        true
+    }
+
+    fn connect(&mut self, socket: UnixStream) {
+        self.disconnect();
+        match epoll::add(&self.epoll, &socket, Source::Socket.pack(), interest(false)) {
+            Ok(()) => self.peer = Some(Peer { socket, readable: true, full: false }),
+            Err(errno) => log::warn!("{}: cannot watch the front end: {errno}", self.name),
+        }
+    }
+
+    fn disconnect(&mut self) {
+        if let Some(peer) = &mut self.peer {
+            // From now on nothing more comes, whatever the other end does: the loop has an end.
+            let _ = peer.socket.shutdown(Shutdown::Both);
+            peer.readable = true;
+        }
+        while self.tx_round() > 0 {}
+        self.hang_up();
+    }
+
+    /// Ends the connection at once; the owner sees it.
+    fn hang_up(&mut self) {
+        if let Some(peer) = self.peer.take() {
+            let _ = epoll::delete(&self.epoll, &peer.socket);
+            let _ = peer.socket.shutdown(Shutdown::Both);
+        }
+        self.counters.tx_link_full.add(self.inbox.frames().flatten().count() as u64);
+        self.inbox.clear();
+        self.outbox.clear();
+    }
+
+    fn socket_event(&mut self, flags: EventFlags) {
+        let Some(peer) = &mut self.peer else { return };
+        peer.readable |= flags.intersects(EventFlags::IN | EventFlags::ERR | EventFlags::HUP);
+        if peer.full && flags.intersects(EventFlags::OUT | EventFlags::ERR | EventFlags::HUP) {
+            peer.full = false;
+            self.watch_socket();
+        }
+    }
+
+    fn watch_socket(&self) {
+        if let Some(peer) = &self.peer
+            && let Err(errno) =
+                epoll::modify(&self.epoll, &peer.socket, Source::Socket.pack(), interest(peer.full))
+        {
+            log::error!("{}: cannot watch the front end: {errno}", self.name);
+        }
+    }
+
+    fn lose(&mut self, index: usize, error: &LinkError) {
+        self.ports.unplug(&self.epoll, index);
+        (self.lost)(index, error);
+    }
+
+    /// One batch out of the guest; returns how much was moved.
+    fn tx_round(&mut self) -> usize {
+        // While the only link is full there is work, and nothing more is read.
+        let read = if self.inbox.has_work() { 0 } else { self.read() };
+        let Some(links) = self.ports.links() else { return 0 };
+        let round = match tx::round(&mut self.inbox, &links, &self.counters) {
+            Ok(round) => round,
+            Err(error) => {
+                log::warn!("{}: front end disconnected: {error}", self.name);
+                self.hang_up();
+                return 0;
+            }
+        };
+        self.ports.sent(&self.epoll, &round);
+        for (index, error) in &round.lost {
+            self.lose(*index, error);
+        }
+        round.used.max(read)
+    }
+
+    /// Reads what QEMU wrote; returns 0 if that was nothing.
+    fn read(&mut self) -> usize {
+        let Some(peer) = self.peer.as_mut().filter(|peer| peer.readable) else { return 0 };
+        let room = self.inbox.room();
+        match peer.socket.read(room) {
+            Ok(count) => {
+                // Bytes that come after this have an edge of their own, and the end is the owner's to see.
+                peer.readable = count == room.len();
+                self.inbox.filled(count);
+                count.min(1)
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => 1,
+            Err(_) => {
+                peer.readable = false;
+                0
+            }
+        }
+    }
+
+    /// One batch into the guest; returns how much was moved.
+    fn rx_round(&mut self) -> usize {
+        let Some(peer) = self.peer.as_mut().filter(|peer| !peer.full) else { return 0 };
+        let mut moved = 0;
+        if self.outbox.is_empty() {
+            let Some((index, link)) = self.ports.next_readable() else { return 0 };
+            match self.outbox.receive(&*link, &self.counters) {
+                Ok(count) => {
+                    moved = count;
+                    if count < rx::BATCH {
+                        self.ports.drained(index);
+                    }
+                }
+                Err(error) => {
+                    self.lose(index, &error);
+                    return 1;
+                }
+            }
+        }
+        match self.outbox.write(&peer.socket) {
+            // A link may have had nothing, and another one has.
+            Ok(true) => moved.max(1),
+            Ok(false) => {
+                peer.full = true;
+                self.watch_socket();
+                0
+            }
+            Err(_) => {
+                self.disconnect();
+                0
+            }
+        }
+    }
+}
+
+/// What is watched on a descriptor that frames pass through.
+fn interest(writable: bool) -> EventFlags {
+    let mut flags = EventFlags::ET | EventFlags::IN;
+    flags.set(EventFlags::OUT, writable);
+    flags
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn source_survives_packing() {
+        for source in [Source::Command, Source::Socket, Source::Data(0), Source::Data(7), Source::Control(3)]
+        {
+            assert_eq!(Source::unpack(source.pack()), source);
+        }
+    }
+}
