@@ -125,10 +125,12 @@ pub const USAGE: &str = "\
 Usage: vdeq [OPTIONS] PROGRAM [OPTIONS] [QEMU_OPTIONS]
        vdePROGRAM [OPTIONS] [QEMU_OPTIONS]      (through a link of that name)
 
-Starts QEMU with virtio NICs on VDE networks: each pair of
+Starts QEMU with NICs on VDE networks: each pair of
   -net nic[,vlan=N][,model=M][,macaddr=A][,name=ID][,vectors=V][,addr=S]
   -net vde[,vlan=N][,sock=LOCATOR][,port=P][,group=G][,mode=OCTAL]
-becomes a vhost-user NIC served by vhost-user-vde. All other options are QEMU's.
+becomes a NIC served by vhost-user-vde. All other options are QEMU's.
+Without model= it is virtio, the fastest; e1000, rtl8139, ne2k_pci and others
+are for guests without its driver.
 
 Options, before or right after PROGRAM:
   -sock LIST, -vdesock LIST, -unix LIST

@@ -91,6 +91,18 @@ pub enum Error {
         /// Its version.
         version: String,
     },
+    /// A QEMU that lacks what a NIC of another model needs.
+    #[error(
+        "{program} is QEMU {version}, but {model} on a VDE network needs 7.2 or newer; use model=virtio, or give {model} to the VDE client of QEMU itself: -netdev vde,id=ID,sock=PATH -device {model},netdev=ID"
+    )]
+    TooOldForModel {
+        /// The program asked.
+        program: String,
+        /// Its version.
+        version: String,
+        /// The device.
+        model: String,
+    },
     /// A program that does not answer `--version` as QEMU does.
     #[error("{program} --version does not name a QEMU version ({answer}); give a QEMU system emulator")]
     NoVersion {
@@ -197,7 +209,7 @@ impl Error {
             | Self::Segment { .. }
             | Self::Size { .. } => E::CommandLine,
             Self::Memory(_) | Self::Space { .. } | Self::MemoryPath { .. } => E::Memory,
-            Self::TooOld { .. } | Self::NoVersion { .. } => E::QemuVersion,
+            Self::TooOld { .. } | Self::TooOldForModel { .. } | Self::NoVersion { .. } => E::QemuVersion,
             Self::NotFound { .. } => E::NotFound,
             Self::NotExecutable { .. } => E::NotExecutable,
             Self::BackEndRefused { status, .. } => return *status,

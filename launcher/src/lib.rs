@@ -1,4 +1,4 @@
-//! `vdeq`: starts QEMU with virtio NICs that live on VDE networks.
+//! `vdeq`: starts QEMU with NICs that live on VDE networks.
 //!
 //! A command line of the old wrapper is turned into one that a present QEMU understands, the back
 //! end that serves the NICs is started, and then this process *becomes* QEMU by `exec`: same PID,
@@ -25,6 +25,7 @@ pub mod legacy;
 pub mod locator;
 pub mod machine;
 pub mod memory;
+pub mod model;
 pub mod plan;
 pub mod props;
 mod qemu_options;

@@ -96,6 +96,11 @@ impl Machine {
         self.kind.as_deref() == Some("none")
     }
 
+    /// A PC, with PCI or without.
+    pub fn is_pc(&self) -> bool {
+        self.board.is_some_and(|board| board.ram_id == "pc.ram")
+    }
+
     /// Where a virtio NIC goes; PCI if nothing better is known.
     pub fn bus(&self) -> Bus {
         self.board.map_or(Bus::Pci, |board| board.bus)

@@ -6,6 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use serde::{Serialize, Serializer};
 
 use crate::memory::Memory;
+use crate::model::Protocol;
 use crate::props::double;
 
 /// Name under which the switch lists our connections, as the old wrapper's did.
@@ -50,7 +51,9 @@ pub struct NicPlan {
     pub macaddr: Option<String>,
     /// Its netdev, the name for QMP.
     pub netdev: String,
-    /// Its vhost-user socket.
+    /// What is spoken on its socket.
+    pub protocol: Protocol,
+    /// Its socket.
     pub socket: String,
     /// Locators of its networks.
     pub links: Vec<String>,
@@ -69,6 +72,9 @@ impl BackEnd {
             let mut value = format!("socket-path={}", double(&nic.socket));
             for link in &nic.links {
                 value.push_str(&format!(",link={}", double(link)));
+            }
+            if nic.protocol == Protocol::Stream {
+                value.push_str(",protocol=stream");
             }
             words.extend(["--nic".into(), value]);
         }
@@ -150,6 +156,7 @@ mod tests {
             model: "virtio-net-pci".into(),
             macaddr: None,
             netdev: "vdeq0n".into(),
+            protocol: Protocol::VhostUser,
             socket: "/run/a,b/0.sock".into(),
             links: vec!["/tmp/x,y".into(), String::new()],
         };

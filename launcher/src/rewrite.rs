@@ -5,7 +5,7 @@
 //! | segment | becomes |
 //! |---|---|
 //! | one virtio NIC, one or more links | chardev, vhost-user netdev and the NIC, at the NIC's place |
-//! | one NIC of another model, one link | QEMU's own `-netdev vde` and the NIC |
+//! | one NIC of another model, one or more links | stream netdev and the NIC, at the NIC's place |
 //! | links, no NIC | nothing, with a warning: QEMU would idle as well |
 //! | anything that needs a hub | a refusal |
 //!
@@ -23,6 +23,7 @@ use crate::legacy::{self, Nic, Segment, Segments};
 use crate::locator::Link;
 use crate::machine::{Bus, Machine};
 use crate::memory;
+use crate::model::{Model, Protocol};
 use crate::plan::{BackEnd, NicPlan, Plan};
 use crate::props::{Props, double};
 use crate::version::QemuVersion;
@@ -57,13 +58,6 @@ struct Served {
     model: Model,
 }
 
-/// The NIC's model, by who can serve it.
-#[derive(Debug, PartialEq, Eq)]
-enum Model {
-    Virtio(String),
-    Other(String),
-}
-
 impl Rewrite {
     /// Reads a command line; `program` is the emulator's file name.
     pub fn read(program: &str, request: &Request) -> Result<Self, Error> {
@@ -90,7 +84,7 @@ impl Rewrite {
 
     /// Whether the VM gets a NIC that our back end serves: then [`Facts`] are needed.
     pub fn needs_back_end(&self) -> bool {
-        self.served.iter().any(|served| matches!(served.model, Model::Virtio(_)))
+        !self.served.is_empty()
     }
 
     /// The plan for a VM; `program` is the path of the emulator.
@@ -102,17 +96,21 @@ impl Rewrite {
         }
         let mut nics = Vec::new();
         for (index, served) in self.served.iter().enumerate() {
-            let id = format!("{}{index}n", self.prefix);
-            match &served.model {
-                Model::Virtio(model) => {
-                    nics.push(self.wire(served, model, nics.len(), &id, facts, &mut edits))
-                }
-                Model::Other(model) => self.leave_to_qemu(served, model, &id, &mut edits),
+            let Model { device, protocol } = &served.model;
+            if *protocol == Protocol::Stream && facts.version < QemuVersion::OLDEST_WITH_STREAM {
+                return Err(Error::TooOldForModel {
+                    program: program.to_string_lossy().into_owned(),
+                    version: facts.version.to_string(),
+                    model: device.clone(),
+                });
             }
+            nics.push(self.wire(served, index, facts, &mut edits));
         }
         let mut plan = Plan { program: program.to_owned(), ..Plan::default() };
-        if !nics.is_empty() {
+        if self.served.iter().any(|served| served.model.is_virtio()) {
             plan.memory = Some(memory::share(&self.machine, &self.tokens, &mut edits)?);
+        }
+        if !nics.is_empty() {
             plan.qemu_version = Some(facts.version.to_string());
             plan.back_end = Some(BackEnd { private_dir: facts.private_dir.clone(), nics });
         }
@@ -167,34 +165,18 @@ impl Rewrite {
         Ok(())
     }
 
-    /// Turns a segment into a vhost-user NIC.
-    fn wire(
-        &self,
-        served: &Served,
-        model: &str,
-        index: usize,
-        id: &str,
-        facts: &Facts,
-        edits: &mut Edits,
-    ) -> NicPlan {
-        let nic = &served.nic;
+    /// Turns a segment into a NIC that the back end serves.
+    fn wire(&self, served: &Served, index: usize, facts: &Facts, edits: &mut Edits) -> NicPlan {
+        let Served { nic, model: Model { device, protocol }, .. } = served;
         let socket = format!("{}/{index}.sock", facts.private_dir);
-        let chardev = format!("{}c", id.strip_suffix('n').unwrap_or(id));
-        let backend = format!("socket,id={chardev},path={},{}", double(&socket), facts.version.reconnect());
-        let netdev = format!("vhost-user,id={id},chardev={chardev}");
-
-        let kvm = self.machine.wants_kvm() && facts.kvm_usable;
-        let is_pci = model.starts_with("virtio-net-pci");
-        let vectors = match &nic.vectors {
-            Some(given) => Some(given.as_str()),
-            None if facts.version.crashes_with_msix() && !kvm => Some("0"),
-            None => None,
-        };
+        let id = format!("{}{index}n", self.prefix);
+        let mut words = self.netdev(*protocol, index, &id, &socket, facts.version);
+        let is_pci = !served.model.is_virtio() || device.starts_with("virtio-net-pci");
         if !is_pci && nic.vectors.is_some() {
-            edits.notice(format!("vectors= means nothing to {model} and is ignored"));
+            edits.notice(format!("vectors= means nothing to {device} and is ignored"));
         }
-        let front = self.front_end(nic, model, id, vectors.filter(|_| is_pci));
-        let words = ["-chardev", &backend, "-netdev", &netdev, front[0].as_str(), front[1].as_str()];
+        let vectors = self.vectors(served, facts).filter(|_| is_pci);
+        words.extend(self.front_end(nic, device, &id, vectors));
         match nic.token {
             Some(at) => edits.replace(at, words),
             None => edits.prepend(words),
@@ -205,49 +187,59 @@ impl Rewrite {
                 edits.notice(format!("{key}= means nothing to {} and is ignored", link.sock));
             }
         }
-        if nic.model.is_none() && nic.token.is_some() {
-            edits.notice(format!("-net nic without model= is {model}; write model= to choose another"));
+        if !served.model.is_virtio() {
+            let hint = match self.machine.bus() {
+                Bus::Isa => "",
+                _ => "; model=virtio is faster if the guest has a driver for it",
+            };
+            edits.notice(format!("{device} is not virtio, its frames pass one by one{hint}"));
+        } else if nic.model.is_none() && nic.token.is_some() {
+            edits.notice(format!("-net nic without model= is {device}; write model= to choose another"));
         }
         let links = served.links.iter().map(|(_, link)| link.locator()).collect();
         NicPlan {
             vlan: served.vlan,
-            model: model.to_owned(),
+            model: device.clone(),
             macaddr: nic.macaddr.clone(),
-            netdev: id.into(),
+            netdev: id,
+            protocol: *protocol,
             socket,
             links,
         }
     }
 
-    /// Turns a segment into QEMU's own VDE client and the NIC.
-    fn leave_to_qemu(&self, served: &Served, model: &str, id: &str, edits: &mut Edits) {
-        for (token, link) in &served.links {
-            let mut netdev = format!("vde,id={id}");
-            let port = link.port.map(|port| port.to_string());
-            let sock = Some(&link.sock).filter(|sock| !sock.is_empty());
-            for (key, value) in [
-                ("sock", sock),
-                ("port", port.as_ref()),
-                ("group", link.group.as_ref()),
-                ("mode", link.mode.as_ref()),
-            ] {
-                if let Some(value) = value {
-                    netdev.push_str(&format!(",{key}={}", double(value)));
+    /// The netdev `id` on a socket, with all that it needs.
+    fn netdev(
+        &self,
+        protocol: Protocol,
+        index: usize,
+        id: &str,
+        socket: &str,
+        version: QemuVersion,
+    ) -> Vec<String> {
+        let path = double(socket);
+        match protocol {
+            Protocol::VhostUser => {
+                let chardev = format!("{}{index}c", self.prefix);
+                let backend = format!("socket,id={chardev},path={path},{}", version.reconnect());
+                let netdev = format!("vhost-user,id={id},chardev={chardev}");
+                vec!["-chardev".into(), backend, "-netdev".into(), netdev]
+            }
+            Protocol::Stream => {
+                let mut netdev = format!("stream,id={id},server=off,addr.type=unix,addr.path={path}");
+                if let Some(again) = version.stream_reconnect() {
+                    netdev.push_str(&format!(",{again}"));
                 }
-            }
-            match *token {
-                Some(at) => edits.replace(at, ["-netdev", &netdev]),
-                None => edits.prepend(["-netdev", &netdev]),
+                vec!["-netdev".into(), netdev]
             }
         }
-        let front = self.front_end(&served.nic, model, id, served.nic.vectors.as_deref());
-        match served.nic.token {
-            Some(at) => edits.replace(at, &front),
-            None => edits.prepend(&front),
-        }
-        edits.notice(format!(
-            "model {model} is not virtio: QEMU's own VDE client serves it; model=virtio is faster"
-        ));
+    }
+
+    /// The number of MSI-X vectors, if it matters.
+    fn vectors<'a>(&self, served: &'a Served, facts: &Facts) -> Option<&'a str> {
+        let kvm = self.machine.wants_kvm() && facts.kvm_usable;
+        let crashes = served.model.is_virtio() && facts.version.crashes_with_msix() && !kvm;
+        served.nic.vectors.as_deref().or(crashes.then_some("0"))
     }
 
     /// The NIC itself, connected to the netdev `id`.
@@ -299,28 +291,9 @@ fn serve(vlan: u32, segment: &Segment, tokens: &[Token], machine: &Machine) -> R
         }
     };
     nic.check(tokens)?;
-    let model = model_of(&nic, machine.bus());
-    if let (Model::Other(model), 2..) = (&model, segment.links.len()) {
-        return refuse(format!(
-            "{model} on several networks is not supported yet; use model=virtio, or one network"
-        ));
-    }
+    let word = nic.token.and_then(|at| tokens[at].text()).unwrap_or("nic");
+    let model = Model::of(&nic, word, machine)?;
     Ok(Some(Served { vlan, nic, links: segment.links.clone(), model }))
-}
-
-/// The device that a NIC's model means on this machine.
-fn model_of(nic: &Nic, bus: Bus) -> Model {
-    let virtio = match bus {
-        Bus::Pci | Bus::Isa => "virtio-net-pci",
-        Bus::Mmio => "virtio-net-device",
-        Bus::Ccw => "virtio-net-ccw",
-    };
-    match nic.model.as_deref() {
-        None if bus == Bus::Isa => Model::Other("ne2k_isa".into()),
-        None | Some("virtio" | "virtio-net") => Model::Virtio(virtio.into()),
-        Some(model) if model.starts_with("virtio-net-") => Model::Virtio(model.into()),
-        Some(model) => Model::Other(model.into()),
-    }
 }
 
 /// Whether this is a device in a slot chosen by the user.

@@ -12,6 +12,9 @@ impl QemuVersion {
     /// The oldest one whose `-netdev vhost-user` and memory backends do what is needed here.
     pub const OLDEST: Self = Self(5, 2, 0);
 
+    /// The oldest one that has `-netdev stream`.
+    pub const OLDEST_WITH_STREAM: Self = Self(7, 2, 0);
+
     /// Finds `emulator version A.B[.C]` in what `qemu --version` printed. Warnings before it, of the
     /// versions of libraries too, do no harm.
     pub fn find(text: &str) -> Option<Self> {
@@ -28,6 +31,11 @@ impl QemuVersion {
     /// `reconnect=` is deprecated since 9.2, where `reconnect-ms=` began.
     pub fn reconnect(self) -> &'static str {
         if self >= Self(9, 2, 0) { "reconnect-ms=1000" } else { "reconnect=1" }
+    }
+
+    /// The same for `-netdev stream`, which could not do that before 8.0.
+    pub fn stream_reconnect(self) -> Option<&'static str> {
+        (self >= Self(8, 0, 0)).then(|| self.reconnect())
     }
 
     /// Whether a vhost-user NIC with MSI-X crashes this QEMU when it runs without KVM.
@@ -58,5 +66,7 @@ mod tests {
         assert_eq!(QemuVersion::find("emulator version 99999999999.1"), None);
         assert_eq!(QemuVersion(9, 1, 9).reconnect(), "reconnect=1");
         assert_eq!(QemuVersion(10, 0, 2).reconnect(), "reconnect-ms=1000");
+        assert_eq!(QemuVersion(7, 2, 22).stream_reconnect(), None);
+        assert_eq!(QemuVersion(8, 0, 0).stream_reconnect(), Some("reconnect=1"));
     }
 }

@@ -155,8 +155,8 @@ fn a_network_without_nic_or_with_another_model_starts() {
     let switch = rig.switch();
     for (words, said) in [
         (&["-net", "vde,sock=SW"][..], "has no NIC"),
-        (&["-net", "nic,model=e1000,name=lan", "-net", "vde,sock=SW"], "model e1000 is not virtio"),
-        (&["-net", "nic,model=rtl8139,addr=9", "-net", "vde,sock=SW"], "model rtl8139 is not virtio"),
+        (&["-net", "nic,model=e1000,name=lan", "-net", "vde,sock=SW"], "e1000 is not virtio"),
+        (&["-net", "nic,model=rtl8139,addr=9", "-net", "vde,sock=SW"], "rtl8139 is not virtio"),
         (
             &[
                 "-net",
