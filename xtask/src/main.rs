@@ -49,7 +49,7 @@ enum Command {
     Fuzz(fuzz::Args),
     /// Install the Debian packages that demo and tests need, and unpack QEMU 7.2 under target/
     Deps(deps::Args),
-    /// Build the test guests: target/image/6.1 and target/image/6.12
+    /// Build the test guests: target/image/6.1, 6.12 and 6.1-full
     Image(image::Args),
 }
 

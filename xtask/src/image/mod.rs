@@ -29,6 +29,8 @@ use recipe::Recipe;
 
 /// Changes when the way an image is made changes.
 const FORM: &str = "1";
+/// Those that have a recipe.
+const KERNELS: [&str; 3] = ["6.1", "6.12", "6.1-full"];
 /// As many links in a row as Linux follows.
 const MAX_LINKS: u32 = 40;
 
@@ -36,8 +38,8 @@ const MAX_LINKS: u32 = 40;
 #[derive(clap::Args, Clone, Default)]
 #[group(skip)]
 pub struct Args {
-    /// Build the guest of this kernel only: 6.1 or 6.12
-    #[arg(long, value_parser = ["6.1", "6.12"])]
+    /// Build the guest of this kernel only
+    #[arg(long, value_parser = KERNELS)]
     kernel: Option<String>,
 }
 
@@ -45,7 +47,7 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<()> {
     let apt = Apt::open()?;
     fs::create_dir_all(places::target("image"))?;
-    for kernel in ["6.1", "6.12"] {
+    for kernel in KERNELS {
         if args.kernel.as_deref().is_none_or(|wanted| wanted == kernel) {
             build(&apt, kernel).with_context(|| format!("the guest with kernel {kernel} was not built"))?;
         }
