@@ -1,49 +1,100 @@
-//! `cargo xtask bench plug`: how fast frames pass, ours beside Debian's.
+//! `cargo xtask bench`: how fast frames pass, ours beside what else there is.
 //!
-//! A *line* of the table is one load (`plan.rs`), which is carried by several *sides*: ours first, then what it is
-//! compared with. Each side is a network of its own with a process for each end (`stage.rs`; the process is
-//! `vde-load`, or `load-c` over a C library, both in `tests/bench/`). All sides of a line stand there at the same time,
-//! asleep, and take turns in short rounds, because a machine that grows warmer or busier meanwhile must not favour one of them.
-//! What is compared is the rounds: the ratio is the median of the ratios of rounds that followed each other
-//! (`figures.rs`). `docs/bench.md` says how to read it.
+//! | area | module | what stands side by side |
+//! |---|---|---|
+//! | `guest` | `guest.rs` | pairs of QEMU guests, and a guest and a namespace |
+//! | `cost` | `cost.rs` | CPU and wake-ups of a back end |
+//! | `plug` | `plug.rs` | our VDE library and Debian's |
 //!
-//! Of Debian's packages it wants what `cargo xtask deps` installs, and a C compiler; what is missing is named.
+//! A *line* of the table (`line.rs`) is one load, carried by several *sides*. All sides of a line stand there at the same
+//! time, asleep, and take turns in short rounds, because a machine that grows warmer or busier meanwhile must not
+//! favour one of them. What is compared is the rounds. `docs/bench.md` says how each line is measured and how to
+//! read it.
 //!
-//! A figure never fails the command: what is below what we want is marked, and a person judges.
+//! What was measured lies in `target/bench` afterwards, as Markdown and as JSON with every round. A figure never fails
+//! the command: what is below what we want is marked, and a person judges. A side that could not be measured does.
 
+mod back_end;
+mod cost;
+mod end;
 mod facts;
-mod figures;
-mod plan;
-mod stage;
+mod guest;
+mod line;
+mod plot;
+mod plug;
+mod report;
+mod usage;
 
-use std::path::PathBuf;
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{interrupt, places, programs, step};
-use figures::{LineResult, Report};
-use plan::Line;
-use stage::{Programs, Stage};
+use crate::{deps, image, interrupt, programs, step};
+use line::Line;
+use report::Report;
 
 /// Options of `cargo xtask bench`.
 #[derive(clap::Args, Clone)]
 #[group(skip)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Args {
     #[command(subcommand)]
-    what: What,
+    area: Option<Area>,
+    #[command(flatten)]
+    options: Options,
 }
 
+/// One part of the table; without one, all.
 #[derive(clap::Subcommand, Clone)]
-enum What {
+enum Area {
+    /// Guest to guest, and guest to namespace: TCP, UDP, round trips, pktgen
+    Guest(Options),
+    /// CPU and wake-ups of a back end
+    Cost(Options),
     /// The VDE library: client, nodes and pairs, beside Debian's
-    Plug(PlugArgs),
+    Plug(Options),
+}
+
+impl Area {
+    fn all(options: &Options) -> Vec<Self> {
+        [Self::Guest, Self::Cost, Self::Plug].map(|area| area(options.clone())).to_vec()
+    }
+
+    const fn name(&self) -> &'static str {
+        match self {
+            Self::Guest(_) => "guest",
+            Self::Cost(_) => "cost",
+            Self::Plug(_) => "plug",
+        }
+    }
+
+    const fn options(&self) -> &Options {
+        match self {
+            Self::Guest(options) | Self::Cost(options) | Self::Plug(options) => options,
+        }
+    }
+
+    /// The names of its lines.
+    fn lines(&self) -> Vec<String> {
+        match self {
+            Self::Guest(_) => guest::names(),
+            Self::Cost(_) => cost::names(),
+            Self::Plug(_) => plug::names(),
+        }
+    }
+
+    fn measure(&self, bench: &mut Bench) -> Result<()> {
+        match self {
+            Self::Guest(_) => guest::run(bench),
+            Self::Cost(_) => cost::run(bench),
+            Self::Plug(_) => plug::run(bench),
+        }
+    }
 }
 
 #[derive(clap::Args, Clone)]
-struct PlugArgs {
-    /// Three rounds instead of fifteen: to see that it works, not to quote
+struct Options {
+    /// Few and short rounds: to see that it works, not to quote
     #[arg(long)]
     quick: bool,
     /// Only the lines whose names contain this; --list shows them
@@ -52,81 +103,74 @@ struct PlugArgs {
     /// Show the names of the lines, and measure nothing
     #[arg(long)]
     list: bool,
-    /// Also write all figures of all rounds to this file
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
+    #[command(flatten)]
+    deps: deps::Args,
+}
+
+/// What the areas share: what was asked for, and what came out so far.
+struct Bench {
+    options: Options,
+    report: Report,
+    /// Sides that could not be measured.
+    troubles: usize,
+}
+
+impl Bench {
+    /// Whether this line was asked for.
+    fn wants(&self, name: &str) -> bool {
+        self.options.only.as_ref().is_none_or(|text| name.contains(text.as_str()))
+    }
+
+    /// How many rounds there are.
+    fn rounds(&self, usual: usize) -> usize {
+        if self.options.quick { usual.min(2) } else { usual }
+    }
+
+    /// How long one is.
+    fn seconds(&self, usual: u64) -> Duration {
+        Duration::from_secs(if self.options.quick { usual.min(2) } else { usual })
+    }
+
+    /// Takes a line that was measured, and shows it.
+    fn add(&mut self, line: Line) -> Result<()> {
+        println!("{line}");
+        self.troubles += line.sides.iter().filter(|side| side.trouble.is_some()).count();
+        self.report.lines.push(line);
+        // What is there already is not lost when something later fails.
+        self.report.write()
+    }
 }
 
 /// Runs what was asked for.
 pub fn run(args: &Args) -> Result<()> {
-    let What::Plug(args) = &args.what;
-    let wanted = |line: &Line| args.only.as_ref().is_none_or(|text| line.name.contains(text.as_str()));
-    let lines: Vec<Line> = plan::lines().into_iter().filter(wanted).collect();
-    if lines.is_empty() {
-        bail!("no line has this name; see them all with: cargo xtask bench plug --list");
+    let areas = args.area.as_ref().map_or_else(|| Area::all(&args.options), |area| vec![area.clone()]);
+    let name = args.area.as_ref().map_or("all", Area::name);
+    let options = args.area.as_ref().map_or(&args.options, Area::options);
+    let chosen = |line: &String| options.only.as_ref().is_none_or(|text| line.contains(text.as_str()));
+    let is_chosen = |area: &Area| area.lines().iter().any(chosen);
+    let areas: Vec<Area> = areas.into_iter().filter(is_chosen).collect();
+    if areas.is_empty() {
+        bail!("no line has this name; see them all with: cargo xtask bench --list");
     }
-    if args.list {
-        lines.iter().for_each(|line| println!("{}", line.name));
+    if options.list {
+        areas.iter().flat_map(Area::lines).filter(chosen).for_each(|line| println!("{line}"));
         return Ok(());
     }
+    step::timed("packages", || deps::run_for_bench(&options.deps))?;
     interrupt::watch()?;
-    let mut programs = Programs::default();
-    step::timed("our programs", || {
-        programs = build()?;
-        Ok(())
-    })?;
-    let (rounds, time) = if args.quick { (3, 300) } else { (15, 400) };
-    let mut report = Report { facts: facts::read()?, lines: Vec::new(), load_average_after: String::new() };
-    println!("\n{}\n{}", report.facts, figures::HEADING);
-    for line in &lines {
-        let result = measure(&programs, line, rounds, Duration::from_millis(time))
-            .with_context(|| format!("line \"{}\"", line.name))?;
-        println!("{result}");
-        report.lines.push(result);
-    }
-    report.load_average_after = facts::load_average()?;
-    // Part of it is our own, the ends that want to run: what matters is how it compares with a run on an idle machine.
-    println!("load average at the end: {}", report.load_average_after);
-    if let Some(file) = &args.json {
-        std::fs::write(file, serde_json::to_string_pretty(&report)?)
-            .with_context(|| format!("{} cannot be written", file.display()))?;
-    }
-    Ok(())
-}
-
-/// Builds what the ends of the networks are.
-fn build() -> Result<Programs> {
-    step::run(&mut programs::cargo(&["build", "--release", "--locked", "-p", "vde-bench"]))?;
-    step::run(&mut programs::cargo(&["build", "--profile", "capi", "--locked", "-p", "vdeplug-capi"]))?;
-    let our_library = places::target("capi/libvdeplug_capi.so").display().to_string();
-    let folder = places::target("bench");
-    std::fs::create_dir_all(&folder)?;
-    let over_c = folder.join("load-c");
-    let source = places::root().join("tests/bench/load.c");
-    step::run(
-        Command::new("cc").args(["-O2", "-Wall", "-Wextra", "-o"]).arg(&over_c).arg(source).arg("-ldl"),
-    )?;
-    Ok(Programs { over_crate: places::target("release/vde-load"), over_c, our_library })
-}
-
-/// Lets the sides of a line take turns.
-fn measure(programs: &Programs, line: &Line, rounds: usize, time: Duration) -> Result<LineResult> {
-    let mut stages = Vec::new();
-    for side in &line.sides {
+    step::timed("our programs", programs::build)?;
+    step::timed("test guests", || image::run(&image::Args::default()))?;
+    let report = Report::new(name, options.quick)?;
+    println!("\n{}", report.facts);
+    let mut bench = Bench { options: options.clone(), report, troubles: 0 };
+    for area in &areas {
         interrupt::check()?;
-        let stage = Stage::start(programs, line, side).with_context(|| format!("side \"{}\"", side.title))?;
-        stages.push(stage);
+        area.measure(&mut bench).with_context(|| format!("measuring {}", area.name()))?;
     }
-    let mut result = LineResult::new(line);
-    for round in 0..rounds {
-        for turn in 0..stages.len() {
-            interrupt::check()?;
-            // Each side comes first in some round: whoever does may find the machine still busy with the others.
-            let number = (round + turn) % stages.len();
-            let side = &mut result.sides[number];
-            let run = stages[number].run(time).with_context(|| format!("side \"{}\"", side.title))?;
-            side.rounds.push(run);
-        }
+    let files = bench.report.finish()?;
+    println!("{files}");
+    match bench.troubles {
+        0 => Ok(()),
+        count => bail!("{count} sides could not be measured; the table says why"),
     }
-    Ok(result)
 }

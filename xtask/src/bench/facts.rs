@@ -19,9 +19,18 @@ pub struct Facts {
     kernel: String,
     /// How busy the machine was before we began: 1 is one core.
     load_average: String,
-    vde_switch: String,
-    libvdeplug: String,
+    /// What stands beside ours, with its version.
+    peers: Vec<(&'static str, String)>,
 }
+
+/// Debian's packages of what is compared with.
+const PEERS: [(&str, &str); 5] = [
+    ("QEMU", "qemu-system-x86"),
+    ("vde_switch", "vde-switch"),
+    ("libvdeplug", "libvdeplug2"),
+    ("DPDK", "dpdk-dev"),
+    ("Open vSwitch", "openvswitch-switch-dpdk"),
+];
 
 /// Reads them.
 pub fn read() -> Result<Facts> {
@@ -31,7 +40,10 @@ pub fn read() -> Result<Facts> {
         let mut command = std::process::Command::new(words[0]);
         step::output(command.current_dir(places::root()).args(&words[1..])).map(|text| text.trim().to_owned())
     };
-    let version = |package| in_root(&["dpkg-query", "-W", "-f", "${Version}", package]);
+    let version = |(name, package)| {
+        let version = in_root(&["dpkg-query", "-W", "-f", "${Version}", package]);
+        (name, version.unwrap_or_else(|_| "not a Debian package".into()))
+    };
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).context("the clock is wrong")?;
     Ok(Facts {
         date: date(since.as_secs() / 86_400),
@@ -40,8 +52,7 @@ pub fn read() -> Result<Facts> {
         cores: std::thread::available_parallelism()?.get(),
         kernel: uname().release().to_string_lossy().into_owned(),
         load_average: load_average()?,
-        vde_switch: version("vde-switch").unwrap_or_else(|_| "not a Debian package".into()),
-        libvdeplug: version("libvdeplug2").unwrap_or_else(|_| "not a Debian package".into()),
+        peers: PEERS.map(version).to_vec(),
     })
 }
 
@@ -56,7 +67,8 @@ impl fmt::Display for Facts {
         writeln!(f, "{}, commit {}", self.date, self.commit)?;
         let Self { cpu, cores, kernel, load_average, .. } = self;
         writeln!(f, "{cores} cores of {cpu}, Linux {kernel}, load average {load_average} before the start")?;
-        writeln!(f, "Debian's vde_switch {}, libvdeplug {}", self.vde_switch, self.libvdeplug)
+        let peers = self.peers.iter().map(|(name, version)| format!("{name} {version}"));
+        writeln!(f, "{}", peers.collect::<Vec<_>>().join(", "))
     }
 }
 

@@ -88,10 +88,31 @@ const TOOLS: &[Tool] = &[
     program("xz", "xz-utils", "unpacks kernel modules"),
 ];
 
-/// Installs what is missing.
+/// What the bench wants besides.
+const BENCH_TOOLS: &[Tool] = &[
+    program("cc", "gcc", "compiles the bench's program over the C library"),
+    Tool {
+        package: "openvswitch-switch-dpdk",
+        seen_by: Seen::File("/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk"),
+        purpose: "a switch between vhost-user NICs, to compare with",
+    },
+    program("valgrind", "valgrind", "counts instructions"),
+    program("sockperf", "sockperf", "the far end of a guest's round trips"),
+];
+
+/// Installs what demo and tests need and is missing.
 pub fn run(args: &Args) -> Result<()> {
+    bring(&TOOLS.iter().collect::<Vec<_>>(), args)
+}
+
+/// The same, and what only the bench needs.
+pub fn run_for_bench(args: &Args) -> Result<()> {
+    bring(&TOOLS.iter().chain(BENCH_TOOLS).collect::<Vec<_>>(), args)
+}
+
+fn bring(tools: &[&Tool], args: &Args) -> Result<()> {
     let mut missing: Vec<(&str, &str)> =
-        TOOLS.iter().filter(|tool| !tool.is_here()).map(|tool| (tool.package, tool.purpose)).collect();
+        tools.iter().filter(|tool| !tool.is_here()).map(|tool| (tool.package, tool.purpose)).collect();
     let qemu = installed_qemu_major();
     let want_qemu = qemu.is_none_or(|major| major < QEMU_MAJOR);
     if want_qemu {
@@ -117,7 +138,7 @@ pub fn run(args: &Args) -> Result<()> {
         install(&apt, &tools, false)?;
         install(&apt, &qemu, true)?;
     }
-    check()?;
+    check(tools)?;
     qemu72::unpack(&apt)
 }
 
@@ -187,8 +208,8 @@ fn as_root(words: &[String]) -> Result<()> {
 }
 
 /// What was asked of apt must be there now: a package may have changed what it holds.
-fn check() -> Result<()> {
-    for tool in TOOLS {
+fn check(tools: &[&Tool]) -> Result<()> {
+    for tool in tools {
         if !tool.is_here() {
             let name = match tool.seen_by {
                 Seen::Program(name) | Seen::File(name) => name,

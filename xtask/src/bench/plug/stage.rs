@@ -1,24 +1,19 @@
 //! One side of a line, standing: its network, and a process for each end.
 //!
-//! The ends are told what to do in lines on their standard input (`tests/bench/src/main.rs` lists them) and end with
-//! it, however we end. Their sockets lie in a folder of our own.
+//! The sockets of the ends lie in a folder of our own.
 
-use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
-use std::process::{ChildStdin, ChildStdout, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use anyhow::{Result, bail};
 use tempfile::TempDir;
 use vde_tests::{Switch, process};
 
-use super::figures::Run;
 use super::plan::{HEADS, Library, Line, Network, Side, Traffic};
+use crate::bench::end::{End, LIMIT, Report};
+use crate::bench::usage::cpu_nanoseconds;
 use crate::interrupt;
-
-/// For everything but sending, which takes as long as it was asked to.
-const LIMIT: Duration = Duration::from_secs(10);
 
 /// A network has delivered all that it will when for so long nothing more arrived.
 const QUIET: Duration = Duration::from_millis(30);
@@ -32,6 +27,20 @@ const ALL: u8 = 0;
 /// What it loads otherwise.
 const DEBIANS_LIBRARY: &str = "/usr/lib/x86_64-linux-gnu/libvdeplug.so.2";
 
+/// What one side did in one round.
+#[derive(Clone, Copy, Default, serde::Serialize)]
+pub struct Run {
+    /// Frames, and their bytes, that the receivers got in one second.
+    pub frames_per_second: f64,
+    pub bytes_per_second: f64,
+    /// The part of what was sent, without headers, that should have arrived and did not.
+    pub lost: f64,
+    /// Nanoseconds of CPU, in the ends and in the kernel for them, for each frame that arrived.
+    pub end_nanoseconds: f64,
+    /// The same of whoever carries the frames: the switch, or the node's process.
+    pub network_nanoseconds: f64,
+}
+
 /// The programs that ends are.
 #[derive(Default)]
 pub struct Programs {
@@ -41,28 +50,6 @@ pub struct Programs {
     pub over_c: PathBuf,
     /// What it loads: our `libvdeplug.so.2`.
     pub our_library: String,
-}
-
-/// One end: its process.
-struct End {
-    stdin: ChildStdin,
-    stdout: BufReader<ChildStdout>,
-    child: process::Owned,
-}
-
-/// Numbers that an end reports of its frames.
-#[derive(Clone, Copy, Default)]
-struct Report {
-    frames: u64,
-    bytes: u64,
-    nanoseconds: u64,
-}
-
-impl Report {
-    /// Bytes behind the headers: as many for a frame as for the segments that were made of it.
-    fn carried(&self) -> u64 {
-        self.bytes.saturating_sub(self.frames * HEADS as u64)
-    }
 }
 
 /// Nanoseconds of CPU.
@@ -96,7 +83,7 @@ impl Stage {
         let mut ends = Vec::new();
         if let Network::Node(scheme, owner) = side.network {
             let locator = format!("{scheme}://{}", place.display());
-            ends.push(End::start(programs, owner, &locator, side.size, OWNER, ALL)?);
+            ends.push(start_end(programs, owner, &locator, side.size, OWNER, ALL)?);
         }
         let locator = match (side.network, &switch) {
             (Network::Pair(scheme), _) => format!("{scheme}://{}", place.display()),
@@ -107,7 +94,7 @@ impl Stage {
         let (numbers, senders, receivers) = cast(line.traffic, node_count);
         for (own, peer) in numbers {
             interrupt::check()?;
-            ends.push(End::start(programs, side.ends, &locator, side.size, own, peer)?);
+            ends.push(start_end(programs, side.ends, &locator, side.size, own, peer)?);
         }
         let copies = receivers.len() / senders.len().min(receivers.len());
         let mut stage = Self { ends, node_count, switch, senders, receivers, copies, _folder: folder };
@@ -120,7 +107,7 @@ impl Stage {
         process::wait_until("every end has heard another", LIMIT, || {
             interrupt::check()?;
             for end in &mut self.ends {
-                end.ask("hello", LIMIT)?;
+                end.ask("hello")?;
             }
             let counts = self.counts()?;
             Ok(counts.iter().all(|count| count.frames > 0).then_some(()))
@@ -131,7 +118,7 @@ impl Stage {
     pub fn run(&mut self, time: Duration) -> Result<Run> {
         self.wait_quiet()?;
         for number in &self.receivers {
-            self.ends[*number].ask("mark", LIMIT)?;
+            self.ends[*number].ask("mark")?;
         }
         let before = self.cpu()?;
         for number in &self.senders {
@@ -141,7 +128,7 @@ impl Stage {
         for number in &self.senders {
             let report = self.ends[*number].answer("send", time + LIMIT)?;
             sent += report.frames;
-            due += report.carried() * self.copies as u64;
+            due += carried(&report) * self.copies as u64;
         }
         let counts = self.wait_quiet()?;
         let after = self.cpu()?;
@@ -151,7 +138,7 @@ impl Stage {
         if frames == 0 || span == 0 {
             bail!("none of {sent} frames arrived");
         }
-        let carried: u64 = counts.iter().map(Report::carried).sum();
+        let carried: u64 = counts.iter().map(carried).sum();
         Ok(Run {
             frames_per_second: frames as f64 * 1e9 / span as f64,
             bytes_per_second: bytes as f64 * 1e9 / span as f64,
@@ -164,7 +151,7 @@ impl Stage {
     fn counts(&mut self) -> Result<Vec<Report>> {
         let mut counts = Vec::new();
         for number in &self.receivers {
-            counts.push(self.ends[*number].ask("count", LIMIT)?);
+            counts.push(self.ends[*number].ask("count")?);
         }
         Ok(counts)
     }
@@ -190,27 +177,16 @@ impl Stage {
     fn cpu(&self) -> Result<Cpu> {
         let mut cpu = Cpu::default();
         for end in &self.ends[self.node_count..] {
-            cpu.ends += cpu_nanoseconds(end.child.pid())?;
+            cpu.ends += cpu_nanoseconds(end.pid())?;
         }
         for end in &self.ends[..self.node_count] {
-            cpu.network += cpu_nanoseconds(end.child.pid())?;
+            cpu.network += cpu_nanoseconds(end.pid())?;
         }
         if let Some(switch) = &self.switch {
             cpu.network += cpu_nanoseconds(switch.pid())?;
         }
         Ok(cpu)
     }
-}
-
-/// How long all threads of a process ran so far.
-fn cpu_nanoseconds(pid: u32) -> Result<u64> {
-    let mut sum = 0;
-    for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
-        let text = std::fs::read_to_string(task?.path().join("schedstat"))?;
-        let used = text.split_whitespace().next().and_then(|word| word.parse::<u64>().ok());
-        sum += used.context("the kernel does not say how long a thread ran")?;
-    }
-    Ok(sum)
 }
 
 /// The ends besides the owner, each with its number and its peer's, and which of all ends send and receive. The first
@@ -242,60 +218,30 @@ fn cast(traffic: Traffic, first: usize) -> (Vec<(u8, u8)>, Vec<usize>, Vec<usize
     }
 }
 
-impl End {
-    fn start(
-        programs: &Programs,
-        library: Library,
-        locator: &str,
-        size: usize,
-        own: u8,
-        peer: u8,
-    ) -> Result<Self> {
-        let (program, word) = match library {
-            Library::Crate => (&programs.over_crate, "plug"),
-            Library::CrateBig => (&programs.over_crate, "big"),
-            Library::Raw => (&programs.over_crate, "raw"),
-            Library::OurC => (&programs.over_c, programs.our_library.as_str()),
-            Library::Debian => (&programs.over_c, DEBIANS_LIBRARY),
-        };
-        let mut command = Command::new(program);
-        command.args([word, locator, &size.to_string(), &own.to_string(), &peer.to_string()]);
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-        let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
-        let child = process::Owned::new(child, &format!("end {own}"));
-        let (stdin, stdout) = stdin.zip(stdout).context("a child without pipes")?;
-        let mut end = Self { stdin, stdout: BufReader::new(stdout), child };
-        end.answer("ready", LIMIT)?;
-        Ok(end)
-    }
+/// Bytes behind the headers: as many for a frame as for the segments that were made of it.
+fn carried(report: &Report) -> u64 {
+    report.bytes.saturating_sub(report.frames * HEADS as u64)
+}
 
-    fn ask(&mut self, order: &str, limit: Duration) -> Result<Report> {
-        self.tell(order)?;
-        self.answer(order, limit)
-    }
-
-    fn tell(&mut self, order: &str) -> Result<()> {
-        writeln!(self.stdin, "{order}").context("an end of the network is gone")
-    }
-
-    /// Waits for the answer that begins with `word`. Nothing is in the buffer before: each order has one answer of
-    /// one line.
-    fn answer(&mut self, word: &str, limit: Duration) -> Result<Report> {
-        let limit = Timespec::try_from(limit)?;
-        // A signal for us ends the wait early; then the line is waited for without limit, and the signal's
-        // thread ends the child.
-        if let Ok(0) = poll(&mut [PollFd::new(self.stdout.get_ref(), PollFlags::IN)], Some(&limit)) {
-            bail!("an end of the network does not answer \"{word}\" in time");
-        }
-        let mut line = String::new();
-        self.stdout.read_line(&mut line)?;
-        let mut words = line.split_whitespace();
-        if words.next() != Some(word) {
-            bail!("an end of the network answers \"{}\" instead of \"{word}\"", line.trim());
-        }
-        let mut number = || words.next().map_or(Ok(0), str::parse);
-        Ok(Report { frames: number()?, bytes: number()?, nanoseconds: number()? })
-    }
+/// Starts the process of one end.
+fn start_end(
+    programs: &Programs,
+    library: Library,
+    locator: &str,
+    size: usize,
+    own: u8,
+    peer: u8,
+) -> Result<End> {
+    let (program, word) = match library {
+        Library::Crate => (&programs.over_crate, "plug"),
+        Library::CrateBig => (&programs.over_crate, "big"),
+        Library::Raw => (&programs.over_crate, "raw"),
+        Library::OurC => (&programs.over_c, programs.our_library.as_str()),
+        Library::Debian => (&programs.over_c, DEBIANS_LIBRARY),
+    };
+    let mut command = Command::new(program);
+    command.args([word, locator, &size.to_string(), &own.to_string(), &peer.to_string()]);
+    End::start(&mut command)
 }
 
 #[cfg(test)]

@@ -1,0 +1,64 @@
+//! Our back end, `vhost-user-vde`, as a process of its own.
+//!
+//! `vdeq` would start the same program; here its process id is wanted, and its log, in which it says at a front end's
+//! end what became of the frames.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use vde_tests::process;
+
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// One NIC of it.
+pub struct Nic {
+    pub socket: PathBuf,
+    pub link: String,
+    pub queues: u16,
+}
+
+/// The running program; it is killed when this is dropped.
+pub struct BackEnd {
+    child: process::Owned,
+    log: PathBuf,
+}
+
+impl BackEnd {
+    /// Starts `program` behind the words of `launcher`, as `taskset -c 1`, and waits until its sockets are there. The log
+    /// goes to a file beside the first of them.
+    pub fn start(program: &Path, launcher: &[&str], nics: &[Nic]) -> Result<Self> {
+        let first = nics.first().context("a back end has a NIC")?;
+        let log = first.socket.with_extension("log");
+        let mut words: Vec<&str> = launcher.to_vec();
+        let name = program.to_string_lossy();
+        words.extend([&*name, "--log-level", "info"]);
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]);
+        for Nic { socket, link, queues } in nics {
+            let link = link.replace(',', ",,");
+            command.arg("--nic").arg(format!("socket-path={},link={link},queues={queues}", socket.display()));
+        }
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&log)?).spawn()?;
+        let mut back_end = Self { child: process::Owned::new(child, "vhost-user-vde"), log };
+        process::wait_until("the sockets of vhost-user-vde", LIMIT, || {
+            if let Some(status) = back_end.child.ended()? {
+                bail!("vhost-user-vde ended with {status}: {}", back_end.log()?.trim());
+            }
+            Ok(nics.iter().all(|nic| nic.socket.exists()).then_some(()))
+        })?;
+        Ok(back_end)
+    }
+
+    /// The process id.
+    pub fn pid(&self) -> u32 {
+        self.child.pid()
+    }
+
+    /// What it said so far.
+    pub fn log(&self) -> Result<String> {
+        Ok(std::fs::read_to_string(&self.log)?)
+    }
+}
