@@ -46,7 +46,7 @@ impl Front {
     }
 
     /// Plugs a link in.
-    pub fn set_link(&self, index: usize, link: &Arc<dyn Link>) {
+    pub fn set_link(&mut self, index: usize, link: &Arc<dyn Link>) {
         match self {
             Self::VhostUser { nic, .. } => nic.set_link(index, link),
             Self::Stream { relay, .. } => relay.set_link(index, link.clone()),

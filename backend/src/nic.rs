@@ -3,10 +3,10 @@
 //! Ring 2n is the receive queue of pair n, ring 2n+1 its transmit queue (virtio 1.2 § 5.1.2).
 
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use vdeplug::Link;
+use vdeplug::{Link, TxBuf, TxFrame};
 use vhost_user::{Device, StartedRing};
 use virtio_net::{LinkLost, Side, Start, Worker, features};
 use vring::Direction;
@@ -16,6 +16,8 @@ use vring::Direction;
 pub struct Nic {
     workers: Vec<Worker>,
     pairs: u16,
+    /// By number. The workers own them: one that was lost must end before another takes its place.
+    links: Vec<Weak<dyn Link>>,
 }
 
 impl Nic {
@@ -24,11 +26,15 @@ impl Nic {
     pub fn new(name: &str, pairs: u16, poll: Duration, lost: impl Fn() -> LinkLost) -> std::io::Result<Self> {
         let spawn = |pair| Worker::spawn(&format!("{name}.{pair}"), pair == 0, poll, lost());
         let workers = (0..pairs).map(spawn).collect::<Result<_, _>>()?;
-        Ok(Self { workers, pairs })
+        Ok(Self { workers, pairs, links: Vec::new() })
     }
 
-    /// Plugs a link into all queue pairs.
-    pub fn set_link(&self, index: usize, link: &Arc<dyn Link>) {
+    /// Plugs a link into all queue pairs. Links are numbered from 0, in the order in which they come first.
+    pub fn set_link(&mut self, index: usize, link: &Arc<dyn Link>) {
+        match self.links.get_mut(index) {
+            Some(slot) => *slot = Arc::downgrade(link),
+            None => self.links.push(Arc::downgrade(link)),
+        }
         for worker in &self.workers {
             worker.set_link(index, link.clone());
         }
@@ -91,4 +97,32 @@ impl Device for Nic {
             worker.enable(side, enabled);
         }
     }
+
+    fn announce(&mut self, mac: [u8; 6]) {
+        let frame = rarp(mac);
+        let pieces = [TxBuf::new(&frame)];
+        for link in self.links.iter().filter_map(Weak::upgrade) {
+            // The front end asks several times; a link that is full or dead has its own remedies.
+            let _ = link.send(&[TxFrame::new(&pieces)]);
+        }
+    }
+}
+
+/// A broadcast by which switches learn where `mac` is now: a reverse ARP request for itself (RFC 903), as long as Ethernet
+/// asks.
+fn rarp(mac: [u8; 6]) -> [u8; 60] {
+    let mut frame = [0; 60];
+    let parts: [&[u8]; 7] = [
+        &[0xff; 6],
+        &mac,
+        // RARP; Ethernet, IPv4, lengths of their addresses, request.
+        &[0x80, 0x35, 0, 1, 8, 0, 6, 4, 0, 3],
+        &mac,
+        &[0; 4],
+        &mac,
+        &[0; 4],
+    ];
+    let bytes = parts.iter().flat_map(|part| part.iter());
+    frame.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
+    frame
 }

@@ -153,7 +153,7 @@ impl Server {
         };
         let links = opened.open_all(&config, &options)?;
         let (entrance, own_name) = socket::open(&config.door, inherited)?;
-        let front = Front::new(&name, &config, self.poll, || self.reporter.lost(index))
+        let mut front = Front::new(&name, &config, self.poll, || self.reporter.lost(index))
             .map_err(|e| Failure::system("cannot start a worker", e))?;
         for (number, link) in links.iter().enumerate() {
             front.set_link(number, link);

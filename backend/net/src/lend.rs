@@ -65,6 +65,7 @@ mod tests {
         let spec = RegionSpec { guest_addr: 0, size: 0x10000, user_addr: 0x1_0000, offset: 0, file };
         let memory = Arc::new(Memory::new(vec![spec]).unwrap());
         let layout = Layout {
+            packed: false,
             size: 8,
             desc: 0x1_0000,
             avail: 0x1_1000,

@@ -95,3 +95,11 @@ fn dpdk_echoes_every_frame() {
     echo("queue_size=1024,mrg_rxbuf=0", 1);
     echo("queue_size=256,mrg_rxbuf=1", 2);
 }
+
+#[test]
+fn dpdk_echoes_every_frame_over_packed_rings() {
+    // Without mergeable buffers its transmit chains are indirect tables.
+    echo("packed_vq=1,queue_size=256,mrg_rxbuf=1", 1);
+    echo("packed_vq=1,queue_size=1024,mrg_rxbuf=0", 1);
+    echo("packed_vq=1,queue_size=256,mrg_rxbuf=1", 2);
+}

@@ -67,4 +67,8 @@ pub trait Device {
     /// A disabled ring runs without effect: nothing is received into it, what is sent through it is discarded
     /// (vhost-user, "Ring states").
     fn enable_ring(&mut self, ring: u16, enabled: bool);
+
+    /// The guest with this address came here by migration and cannot say so itself: tells the networks (SEND_RARP). The
+    /// rings may not be set up yet.
+    fn announce(&mut self, mac: [u8; 6]);
 }

@@ -7,8 +7,8 @@
 use std::os::fd::OwnedFd;
 
 use vhost::vhost_user::message::{
-    FrontendReq, VhostUserMemory, VhostUserSingleMemoryRegion, VhostUserU64, VhostUserVringAddr,
-    VhostUserVringState,
+    FrontendReq, VhostUserLog, VhostUserMemory, VhostUserSingleMemoryRegion, VhostUserU64,
+    VhostUserVringAddr, VhostUserVringState,
 };
 use vm_memory::ByteValued;
 
@@ -90,6 +90,7 @@ const U64: Body = Body::Exactly(size_of::<VhostUserU64>());
 const STATE: Body = Body::Exactly(size_of::<VhostUserVringState>());
 const ADDR: Body = Body::Exactly(size_of::<VhostUserVringAddr>());
 const TABLE_HEAD: Body = Body::AtLeast(size_of::<VhostUserMemory>());
+const LOG: Body = Body::Exactly(size_of::<VhostUserLog>());
 const REGION: Body = Body::Exactly(size_of::<VhostUserSingleMemoryRegion>());
 
 #[rustfmt::skip]
@@ -105,6 +106,11 @@ static TABLE: &[Entry] = &[
     entry(FrontendReq::GET_MAX_MEM_SLOTS,     EMPTY,      Fds::None,      Stops::None, Session::get_max_mem_slots),
     entry(FrontendReq::ADD_MEM_REG,           REGION,     Fds::One,       Stops::All,  Session::add_mem_reg),
     entry(FrontendReq::REM_MEM_REG,           REGION,     Fds::Optional,  Stops::All,  Session::rem_mem_reg),
+    entry(FrontendReq::SET_LOG_BASE,          LOG,        Fds::One,       Stops::All,  Session::set_log_base),
+    entry(FrontendReq::SET_LOG_FD,            EMPTY,      Fds::Optional,  Stops::None, Session::ignore),
+    entry(FrontendReq::RESET_DEVICE,          EMPTY,      Fds::None,      Stops::All,  Session::reset_device),
+    entry(FrontendReq::SEND_RARP,             U64,        Fds::None,      Stops::None, Session::send_rarp),
+    entry(FrontendReq::NET_SET_MTU,           U64,        Fds::None,      Stops::None, Session::net_set_mtu),
     entry(FrontendReq::SET_VRING_NUM,         STATE,      Fds::None,      Stops::Ring, Session::set_vring_num),
     entry(FrontendReq::SET_VRING_ADDR,        ADDR,       Fds::None,      Stops::Ring, Session::set_vring_addr),
     entry(FrontendReq::SET_VRING_BASE,        STATE,      Fds::None,      Stops::Ring, Session::set_vring_base),

@@ -6,19 +6,25 @@
 //! addresses) takes them from the device first and gives them back afterwards, at the available index they had
 //! reached; and while guest memory does not cover the ring. QEMU depends on none of that order: it enables rings before it sets features, and sets call descriptors
 //! after it started the ring.
+//!
+//! While a guest is migrated the front end gives us a dirty log, sets `VHOST_F_LOG_ALL`, and gives the rings' addresses once
+//! more with the flag that asks to log the rings themselves. All of that only changes what rings rest on, so they are
+//! restarted with the log and know nothing of migration otherwise; the log stays when the memory table changes.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use rustix::fs::{FileType, OFlags, fcntl_getfl, fcntl_setfl, fstat};
 use vhost::vhost_user::message::{
-    VhostUserMemory, VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserSingleMemoryRegion,
-    VhostUserU64, VhostUserVirtioFeatures, VhostUserVringAddr, VhostUserVringState,
+    VhostUserLog, VhostUserMemory, VhostUserMemoryRegion, VhostUserProtocolFeatures,
+    VhostUserSingleMemoryRegion, VhostUserU64, VhostUserVirtioFeatures, VhostUserVringAddr,
+    VhostUserVringState,
 };
+use virtio_bindings::virtio_config::VIRTIO_F_RING_PACKED;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use vm_memory::ByteValued;
 use vring::mem::MAX_REGIONS;
-use vring::{Layout, Memory, RegionSpec, Ring};
+use vring::{DirtyLog, Layout, Memory, RegionSpec, Ring};
 
 use crate::conn::Error;
 use crate::message::{self, Answer, Message, Stops};
@@ -28,6 +34,11 @@ use crate::{Device, StartedRing};
 const NOFD: u64 = 1 << 8;
 /// The same body's bits that are the ring's index.
 const RING_INDEX: u64 = 0xff;
+
+/// In the flags of SET_VRING_ADDR: writes to the ring are logged too.
+const VRING_F_LOG: u32 = 1;
+/// Smallest MTU that a guest may be told (virtio 1.2 § 5.1.4.1); the largest is what 16 bits hold.
+const MTU_MIN: u64 = 68;
 
 /// A request that we cannot carry out; the text says why and goes into the log.
 #[derive(Debug)]
@@ -48,6 +59,8 @@ fn chain_text(error: &dyn std::error::Error) -> String {
 struct Vring {
     size: u16,
     addr: Option<(u64, u64, u64)>,
+    /// Writes to the ring itself are logged.
+    log: bool,
     base: u16,
     kick: Option<OwnedFd>,
     call: Option<OwnedFd>,
@@ -62,6 +75,7 @@ pub struct Session {
     features: u64,
     protocol: VhostUserProtocolFeatures,
     memory: Arc<Memory>,
+    log: Option<Arc<DirtyLog>>,
     rings: Vec<Vring>,
 }
 
@@ -72,6 +86,7 @@ impl Session {
             features: 0,
             protocol: VhostUserProtocolFeatures::empty(),
             memory: Arc::default(),
+            log: None,
             rings: (0..device.ring_count()).map(|_| Vring::default()).collect(),
         }
     }
@@ -151,13 +166,19 @@ impl Session {
     }
 
     fn resume(&mut self, device: &mut dyn Device, index: usize) -> Result<(), Refused> {
+        let packed = self.packed();
         let Some(ring) = self.rings.get_mut(index).filter(|r| !r.running) else { return Ok(()) };
         let (Some(kick), Ok(number)) = (&ring.kick, u16::try_from(index)) else { return Ok(()) };
         let Some((desc, avail, used)) = ring.addr else { return refuse("it has no address") };
         let event_idx = self.features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0;
-        let layout = Layout { size: ring.size, desc, avail, used, next_avail: ring.base, event_idx };
-        let started = Ring::new(self.memory.clone(), &layout, device.direction(number))
+        let layout = Layout { packed, size: ring.size, desc, avail, used, next_avail: ring.base, event_idx };
+        let mut started = Ring::new(self.memory.clone(), &layout, device.direction(number))
             .map_err(|e| Refused(e.to_string()))?;
+        if self.features & log_all() != 0
+            && let Some(log) = &self.log
+        {
+            started = started.with_log(log.clone(), ring.log);
+        }
         let copy = |fd: &OwnedFd| fd.try_clone().map_err(|e| Refused(e.to_string()));
         let started = StartedRing {
             ring: started,
@@ -169,6 +190,10 @@ impl Session {
         device.start_ring(number, started);
         ring.running = true;
         Ok(())
+    }
+
+    fn packed(&self) -> bool {
+        self.features & 1 << VIRTIO_F_RING_PACKED != 0
     }
 
     fn ring(&mut self, index: u64) -> Result<(u16, &mut Vring), Refused> {
@@ -184,8 +209,8 @@ impl Session {
     }
 
     pub(crate) fn get_features(&mut self, device: &mut dyn Device, _: Message) -> Result<Answer, Refused> {
-        let bits = device.features() | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
-        Ok(Some(u64_body(bits)))
+        let bits = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() | log_all();
+        Ok(Some(u64_body(device.features() | bits)))
     }
 
     pub(crate) fn set_features(
@@ -195,7 +220,7 @@ impl Session {
     ) -> Result<Answer, Refused> {
         let asked = message.get::<VhostUserU64>()?.value;
         let protocol = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
-        let extra = asked & !(device.features() | protocol);
+        let extra = asked & !(device.features() | protocol | log_all());
         if extra != 0 {
             return refuse(format!("feature bits {extra:#x} were not offered"));
         }
@@ -277,6 +302,47 @@ impl Session {
         Ok(None)
     }
 
+    pub(crate) fn set_log_base(
+        &mut self,
+        _: &mut dyn Device,
+        mut message: Message,
+    ) -> Result<Answer, Refused> {
+        let VhostUserLog { mmap_size, mmap_offset } = message.get()?;
+        let Some(fd) = message.fds.pop() else { return refuse("no descriptor") };
+        let log = DirtyLog::new(fd.into(), mmap_size, mmap_offset);
+        self.log = Some(Arc::new(log.map_err(|e| Refused(chain_text(&e)))?));
+        // Answered whether an acknowledgement was asked for or not. The body is not specified: QEMU reads none, the `vhost`
+        // crate wants its own back.
+        Ok(Some(message.body))
+    }
+
+    /// Everything that the driver brought about goes; what belongs to the connection stays.
+    pub(crate) fn reset_device(&mut self, _: &mut dyn Device, _: Message) -> Result<Answer, Refused> {
+        self.features = 0;
+        for ring in &mut self.rings {
+            *ring = Vring { call: ring.call.take(), ..Vring::default() };
+        }
+        Ok(None)
+    }
+
+    pub(crate) fn send_rarp(&mut self, device: &mut dyn Device, message: Message) -> Result<Answer, Refused> {
+        let bytes = message.get::<VhostUserU64>()?.value.to_ne_bytes();
+        let [a, b, c, d, e, f, _, _] = bytes;
+        log::debug!("{}: {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x} came here", self.name);
+        device.announce([a, b, c, d, e, f]);
+        Ok(None)
+    }
+
+    /// The guest reads its MTU from the front end; that no frame is too long is between it and its networks.
+    pub(crate) fn net_set_mtu(&mut self, _: &mut dyn Device, message: Message) -> Result<Answer, Refused> {
+        let mtu = message.get::<VhostUserU64>()?.value;
+        if (MTU_MIN..=u64::from(u16::MAX)).contains(&mtu) {
+            Ok(None)
+        } else {
+            refuse(format!("an MTU of {mtu} is not between {MTU_MIN} and {}", u16::MAX))
+        }
+    }
+
     pub(crate) fn set_vring_num(&mut self, _: &mut dyn Device, message: Message) -> Result<Answer, Refused> {
         let state = message.get::<VhostUserVringState>()?;
         let size = u16::try_from(state.num).ok().filter(|n| n.is_power_of_two() && *n <= 32768);
@@ -289,28 +355,39 @@ impl Session {
 
     pub(crate) fn set_vring_addr(&mut self, _: &mut dyn Device, message: Message) -> Result<Answer, Refused> {
         let addr = message.get::<VhostUserVringAddr>()?;
-        if addr.flags != 0 {
-            return refuse("logging was not offered");
+        let (index, flags) = (addr.index, addr.flags);
+        if flags & !VRING_F_LOG != 0 {
+            return refuse(format!("flags {flags:#x} have no meaning"));
         }
-        self.ring(addr.index.into())?.1.addr = Some((addr.descriptor, addr.available, addr.used));
+        let (_, ring) = self.ring(index.into())?;
+        ring.addr = Some((addr.descriptor, addr.available, addr.used));
+        // The address in the log is not needed: it is the ring's own, known from the memory table, and of a packed ring
+        // QEMU names another part than the descriptors, which we write to.
+        ring.log = flags & VRING_F_LOG != 0;
         Ok(None)
     }
 
+    /// Of a packed ring the upper half is where used descriptors go. That is the same place, since all chains that we
+    /// took are used when a ring is stopped, and DPDK's virtio-user leaves it 0.
     pub(crate) fn set_vring_base(&mut self, _: &mut dyn Device, message: Message) -> Result<Answer, Refused> {
         let state = message.get::<VhostUserVringState>()?;
-        let Ok(base) = u16::try_from(state.num) else {
+        let [low, high] = halves(state.num);
+        if high != 0 && !self.packed() {
             return refuse(format!("available index {} is not a 16-bit one", { state.num }));
-        };
-        self.ring(state.index.into())?.1.base = base;
+        }
+        self.ring(state.index.into())?.1.base = low;
         Ok(None)
     }
 
     pub(crate) fn get_vring_base(&mut self, _: &mut dyn Device, message: Message) -> Result<Answer, Refused> {
         let state = message.get::<VhostUserVringState>()?;
+        let packed = self.packed();
         let (_, ring) = self.ring(state.index.into())?;
         ring.kick = None;
         ring.call = None;
-        Ok(Some(VhostUserVringState::new(state.index, ring.base.into()).as_slice().to_vec()))
+        let base = u32::from(ring.base);
+        let base = if packed { base | base << 16 } else { base };
+        Ok(Some(VhostUserVringState::new(state.index, base).as_slice().to_vec()))
     }
 
     pub(crate) fn set_vring_kick(&mut self, _: &mut dyn Device, message: Message) -> Result<Answer, Refused> {
@@ -356,11 +433,26 @@ impl Session {
     }
 }
 
-/// What we offer. No DEVICE_RESET: QEMU stops the rings itself at a reset.
+/// What we offer.
 fn offered() -> VhostUserProtocolFeatures {
     VhostUserProtocolFeatures::MQ
+        | VhostUserProtocolFeatures::LOG_SHMFD
+        | VhostUserProtocolFeatures::RARP
         | VhostUserProtocolFeatures::REPLY_ACK
+        | VhostUserProtocolFeatures::MTU
+        | VhostUserProtocolFeatures::RESET_DEVICE
         | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+}
+
+/// The feature bit by which the front end, not the driver, says that writes to guest memory are to be logged.
+const fn log_all() -> u64 {
+    VhostUserVirtioFeatures::LOG_ALL.bits()
+}
+
+/// The lower and the upper half.
+fn halves(number: u32) -> [u16; 2] {
+    let [a, b, c, d] = number.to_le_bytes();
+    [u16::from_le_bytes([a, b]), u16::from_le_bytes([c, d])]
 }
 
 /// 0 is success (vhost-user, REPLY_ACK).

@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
@@ -9,13 +10,15 @@ use std::thread::JoinHandle;
 use rustix::event::{PollFd, PollFlags, poll};
 use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserProtocolFeatures};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
-use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use vhost::{VhostBackend, VhostUserDirtyLogRegion, VhostUserMemoryRegionInfo, VringConfigData};
 use vhost_user::{Connection, Device, Error, StartedRing};
 use vmm_sys_util::eventfd::EventFd;
 use vring::Direction;
 
 const PROTOCOL_FEATURES: u64 = 1 << 30;
-const OFFERED: u64 = 1 << 32 | 1 << 29;
+const LOG_ALL: u64 = 1 << 26;
+const PACKED: u64 = 1 << 34;
+const OFFERED: u64 = 1 << 32 | 1 << 29 | PACKED;
 const USER: u64 = 0x7000_0000;
 
 #[derive(Debug, PartialEq, Eq)]
@@ -24,6 +27,7 @@ enum Call {
     Stop(u16),
     Called(u16, bool),
     Enable(u16, bool),
+    Announce([u8; 6]),
 }
 
 /// Records what the protocol asks of it; each ring advances by three chains while it runs.
@@ -45,7 +49,8 @@ impl Device for Recorder {
     fn direction(&self, ring: u16) -> Direction {
         if ring.is_multiple_of(2) { Direction::Rx } else { Direction::Tx }
     }
-    fn start_ring(&mut self, ring: u16, started: StartedRing) {
+    fn start_ring(&mut self, ring: u16, mut started: StartedRing) {
+        started.ring.enable_kicks();
         self.calls.send(Call::Start(ring, started.enabled)).unwrap();
         assert!(self.rings[usize::from(ring)].replace(started).is_none(), "it ran already");
     }
@@ -59,6 +64,9 @@ impl Device for Recorder {
     }
     fn enable_ring(&mut self, ring: u16, enabled: bool) {
         self.calls.send(Call::Enable(ring, enabled)).unwrap();
+    }
+    fn announce(&mut self, mac: [u8; 6]) {
+        self.calls.send(Call::Announce(mac)).unwrap();
     }
 }
 
@@ -118,13 +126,13 @@ fn ring_addresses() -> VringConfigData {
 
 fn negotiated(peer: &Peer) -> Frontend {
     let mut frontend = Frontend::from_stream(peer.stream.try_clone().unwrap(), 4);
-    assert_eq!(frontend.get_features().unwrap(), OFFERED | PROTOCOL_FEATURES);
+    assert_eq!(frontend.get_features().unwrap(), OFFERED | PROTOCOL_FEATURES | LOG_ALL);
     let protocol = frontend.get_protocol_features().unwrap();
     assert!(protocol.contains(VhostUserProtocolFeatures::MQ | VhostUserProtocolFeatures::REPLY_ACK));
     frontend.set_protocol_features(protocol).unwrap();
     frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
     frontend.set_owner().unwrap();
-    frontend.set_features(OFFERED | PROTOCOL_FEATURES).unwrap();
+    frontend.set_features(OFFERED & !PACKED | PROTOCOL_FEATURES).unwrap();
     frontend
 }
 
@@ -223,6 +231,88 @@ fn wrong_requests_are_refused_and_the_connection_lives() {
     assert!(matches!(peer.server.join().unwrap(), Error::Closed));
 }
 
+#[test]
+fn base_of_a_packed_ring_has_two_halves() {
+    let mut peer = serve();
+    let mut frontend = negotiated(&peer);
+    assert!(frontend.set_vring_base(0, 0x8003).is_ok());
+    let wide = message(10, 1 | 8, &[0, 0, 0, 0, 3, 0x80, 3, 0x80]);
+    peer.stream.write_all(&wide).unwrap();
+    let mut reply = [0; 20];
+    peer.stream.read_exact(&mut reply).unwrap();
+    assert_eq!(reply[12..], 1u64.to_ne_bytes(), "a split ring's index has 16 bits");
+    frontend.set_features(OFFERED | PROTOCOL_FEATURES).unwrap();
+    // DPDK's virtio-user leaves the upper half 0.
+    for upper in [[3, 0x80], [0, 0]] {
+        peer.stream.write_all(&message(10, 1, &[0, 0, 0, 0, 3, 0x80, upper[0], upper[1]])).unwrap();
+        assert_eq!(frontend.get_vring_base(0).unwrap(), 0x8003_8003);
+    }
+    frontend.set_mem_table(&[region(&memory_file(), 0)]).unwrap();
+    start(&mut frontend, 2);
+    assert_eq!(peer.calls.recv().unwrap(), Call::Start(2, false));
+    assert_eq!(frontend.get_vring_base(2).unwrap(), 13 << 16 | 13);
+}
+
+#[test]
+fn writes_are_logged_while_all_of_it_is_asked_for() {
+    let peer = serve();
+    let mut frontend = negotiated(&peer);
+    let (memory, log) = (memory_file(), memory_file());
+    frontend.set_mem_table(&[region(&memory, 0)]).unwrap();
+    let logged = |what: &str, expected: u8| {
+        let mut byte = [0];
+        log.read_exact_at(&mut byte, 0).unwrap();
+        log.write_all_at(&[0], 0).unwrap();
+        assert_eq!(byte[0], expected, "{what}");
+    };
+    start(&mut frontend, 0);
+    logged("no log", 0);
+    let area = VhostUserDirtyLogRegion { mmap_size: 4096, mmap_offset: 0, mmap_handle: log.as_raw_fd() };
+    frontend.set_log_base(0, Some(area)).unwrap();
+    logged("a log, but not asked for", 0);
+    frontend.set_features(OFFERED & !PACKED | PROTOCOL_FEATURES | LOG_ALL).unwrap();
+    // The recorder asks a ring for kicks whenever it gets one, which writes to the used ring.
+    logged("buffers alone", 0);
+    frontend.set_vring_addr(0, &VringConfigData { flags: 1, log_addr: Some(0), ..ring_addresses() }).unwrap();
+    logged("the used ring", 0b100);
+    frontend.add_mem_region(&region(&memory_file(), 0x10_0000)).unwrap();
+    logged("after a change of the memory table", 0b100);
+    frontend.set_features(OFFERED & !PACKED | PROTOCOL_FEATURES).unwrap();
+    logged("no more", 0);
+}
+
+#[test]
+fn device_is_reset_to_what_the_connection_began_with() {
+    let peer = serve();
+    let mut frontend = negotiated(&peer);
+    frontend.set_mem_table(&[region(&memory_file(), 0)]).unwrap();
+    start(&mut frontend, 0);
+    frontend.set_vring_enable(0, true).unwrap();
+    frontend.reset_device().unwrap();
+    assert_eq!(frontend.get_vring_base(0).unwrap(), 0);
+    let calls: Vec<Call> = peer.calls.try_iter().collect();
+    assert_eq!(calls, [Call::Start(0, false), Call::Enable(0, true), Call::Stop(0)]);
+    frontend.set_features(OFFERED & !PACKED | PROTOCOL_FEATURES).unwrap();
+    start(&mut frontend, 0);
+    assert_eq!(peer.calls.recv().unwrap(), Call::Start(0, false), "the memory is still there");
+}
+
+#[test]
+fn guest_is_announced_and_its_mtu_checked() {
+    let mut peer = serve();
+    let frontend = negotiated(&peer);
+    for (request, value, answer) in
+        [(19u32, 0x0605_0403_0201u64, 0u64), (20, 67, 1), (20, 68, 0), (20, 65535, 0), (20, 65536, 1)]
+    {
+        peer.stream.write_all(&message(request, 1 | 8, &value.to_le_bytes())).unwrap();
+        let mut reply = [0; 20];
+        peer.stream.read_exact(&mut reply).unwrap();
+        assert_eq!(reply[12..], answer.to_ne_bytes(), "{request} {value:#x}");
+    }
+    assert_eq!(peer.calls.recv().unwrap(), Call::Announce([1, 2, 3, 4, 5, 6]));
+    drop(frontend);
+}
+
 fn message(request: u32, flags: u32, body: &[u8]) -> Vec<u8> {
     let size = u32::try_from(body.len()).unwrap();
     let mut bytes: Vec<u8> = [request, flags, size].iter().flat_map(|word| word.to_ne_bytes()).collect();
@@ -250,7 +340,7 @@ fn messages_may_come_byte_by_byte() {
     }
     let mut reply = [0; 20];
     peer.stream.read_exact(&mut reply).unwrap();
-    assert_eq!(reply[12..], (OFFERED | PROTOCOL_FEATURES).to_ne_bytes());
+    assert_eq!(reply[12..], (OFFERED | PROTOCOL_FEATURES | LOG_ALL).to_ne_bytes());
 }
 
 #[test]

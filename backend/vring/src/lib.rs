@@ -7,8 +7,11 @@
 //! ```text
 //!  mem    regions of guest RAM, guest address -> host pointer
 //!  buf    one piece of a descriptor chain: copied from and to, or lent to the kernel, never a reference
-//!  raw    the three parts of a split ring as accessors of one field each
-//!  split  the ring: chains in, used entries out, when to notify
+//!  log    which pages were written to, while the guest is migrated
+//!  raw    the parts of either ring as accessors of one field each
+//!  window chains that were taken and not given back yet, as pieces of memory
+//!  split, packed  the two layouts: which chain comes next, how it is given back, when to notify
+//!  ring   a window in front of either layout
 //! ```
 //!
 //! Life cycle: [`Ring::new`] on start, then rounds of [`Ring::fill`], [`Ring::complete`], [`Ring::publish`] and
@@ -22,10 +25,15 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]
 
 pub mod buf;
+pub mod log;
 pub mod mem;
+mod packed;
 mod raw;
-pub mod split;
+mod ring;
+mod split;
+mod window;
 
 pub use buf::GuestBuf;
+pub use log::{DirtyLog, LogError};
 pub use mem::{Memory, MemoryError, RegionSpec};
-pub use split::{Broken, Direction, Layout, Ring, RingError};
+pub use ring::{Broken, Direction, Layout, Ring, RingError};

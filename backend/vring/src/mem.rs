@@ -146,11 +146,20 @@ impl Memory {
         (room >= len).then_some(base)
     }
 
-    /// Host pointer to `len` bytes at the front end's address `addr` that lie in one region.
-    pub(crate) fn user_range(&self, addr: u64, len: u64) -> Option<*mut u8> {
+    /// Host pointer to `len` bytes at the front end's address `addr` that lie in one region, and their guest address.
+    pub(crate) fn user_range(&self, addr: u64, len: u64) -> Option<(*mut u8, u64)> {
         let region = self.regions.iter().find(|r| addr >= r.user && addr - r.user < r.len)?;
         let offset = addr - region.user;
-        (region.len - offset >= len).then(|| region.at(offset))
+        (region.len - offset >= len).then(|| (region.at(offset), region.guest + offset))
+    }
+
+    /// The guest address of a piece of this memory. Slow: only who keeps a dirty log asks for it.
+    pub(crate) fn guest_addr(&self, piece: &GuestBuf) -> Option<u64> {
+        let at = piece.as_ptr().addr() as u64;
+        self.regions.iter().find_map(|region| {
+            let offset = at.checked_sub(region.host.addr() as u64).filter(|offset| *offset < region.len)?;
+            Some(region.guest + offset)
+        })
     }
 
     /// Host pointer for a guest address, and how many bytes follow in its region.

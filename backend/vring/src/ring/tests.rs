@@ -8,6 +8,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::buf;
 use crate::mem::RegionSpec;
+use crate::split::{AVAIL_F_NO_INTERRUPT, USED_F_NO_NOTIFY};
+use crate::window::{DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE};
 
 const SIZE: u16 = 8;
 const DESC: u64 = 0x0000;
@@ -87,7 +89,15 @@ impl Driver {
 }
 
 fn layout(event_idx: bool) -> Layout {
-    Layout { size: SIZE, desc: USER + DESC, avail: USER + AVAIL, used: USER + USED, next_avail: 0, event_idx }
+    Layout {
+        packed: false,
+        size: SIZE,
+        desc: USER + DESC,
+        avail: USER + AVAIL,
+        used: USER + USED,
+        next_avail: 0,
+        event_idx,
+    }
 }
 
 #[test]
@@ -188,7 +198,7 @@ fn runaway_available_index_breaks_the_ring_once() {
     let driver = Driver::new();
     let mut ring = driver.ring(Direction::Tx, false);
     driver.write(AVAIL + 2, &(SIZE + 1).to_le_bytes());
-    assert_eq!(ring.fill(1), Err(Broken { avail: SIZE + 1, next: 0 }));
+    assert_eq!(ring.fill(1), Err(Broken { at: SIZE + 1 }));
     assert_eq!(ring.fill(1), Ok(0), "told once");
     assert!(!ring.enable_kicks(), "and never again a reason to stay awake");
 }
