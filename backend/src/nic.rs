@@ -8,13 +8,14 @@ use std::time::Duration;
 
 use vdeplug::{Link, TxBuf, TxFrame};
 use vhost_user::{Device, StartedRing};
-use virtio_net::{LinkLost, Side, Start, Worker, features};
+use virtio_net::{Inlets, LinkLost, Side, Start, Worker, features};
 use vring::Direction;
 
 /// What the front end of one NIC drives.
 #[derive(Debug)]
 pub struct Nic {
     workers: Vec<Worker>,
+    inlets: Arc<Inlets>,
     pairs: u16,
     /// By number. The workers own them: one that was lost must end before another takes its place.
     links: Vec<Weak<dyn Link>>,
@@ -24,9 +25,11 @@ impl Nic {
     /// Starts the workers. `poll`: how long each goes on looking for frames after the last one; `lost` makes each one's
     /// callback for dead links.
     pub fn new(name: &str, pairs: u16, poll: Duration, lost: impl Fn() -> LinkLost) -> std::io::Result<Self> {
-        let spawn = |pair| Worker::spawn(&format!("{name}.{pair}"), pair == 0, poll, lost());
+        let inlets = Arc::new(Inlets::new(name, pairs));
+        let spawn =
+            |pair| Worker::spawn(&format!("{name}.{pair}"), usize::from(pair), inlets.clone(), poll, lost());
         let workers = (0..pairs).map(spawn).collect::<Result<_, _>>()?;
-        Ok(Self { workers, pairs, links: Vec::new() })
+        Ok(Self { workers, inlets, pairs, links: Vec::new() })
     }
 
     /// Plugs a link into all queue pairs. Links are numbered from 0, in the order in which they come first.
@@ -43,7 +46,7 @@ impl Nic {
     /// The counters, summed over the queue pairs.
     pub fn counters(&self) -> Vec<(&'static str, u64)> {
         let mut sums: Vec<(&str, u64)> = Vec::new();
-        for (name, value) in self.workers.iter().flat_map(|w| w.counters().list()) {
+        for (name, value) in self.inlets.iter().flat_map(|inlet| inlet.counters().list()) {
             match sums.iter_mut().find(|(known, _)| *known == name) {
                 Some((_, sum)) => *sum += value,
                 None => sums.push((name, value)),

@@ -61,6 +61,11 @@ impl<'a> TxBuf<'a> {
         Self(libc::iovec { iov_base: base.cast_mut().cast(), iov_len: len }, PhantomData)
     }
 
+    /// Address of the first byte, to be read as whoever made the piece allows.
+    pub const fn as_ptr(&self) -> *const u8 {
+        self.0.iov_base.cast::<u8>().cast_const()
+    }
+
     /// Length in bytes.
     #[expect(clippy::len_without_is_empty, reason = "a piece of a frame is a length, not a collection")]
     pub const fn len(&self) -> usize {

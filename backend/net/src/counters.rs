@@ -1,7 +1,7 @@
 //! What happened to frames, counted per queue pair.
 //!
-//! Each worker is the only writer of its counters, so an update is a plain load and store that other threads may read at
-//! any time.
+//! Several threads may write one: what enters a guest may come from any of them. So an update is one atomic addition, made
+//! once per batch for what is counted per frame.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -10,10 +10,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub struct Counter(AtomicU64);
 
 impl Counter {
-    /// Adds; to be called by the owning worker alone.
+    /// Adds.
     pub fn add(&self, count: u64) {
         if count > 0 {
-            self.0.store(self.get().wrapping_add(count), Ordering::Relaxed);
+            self.0.fetch_add(count, Ordering::Relaxed);
         }
     }
 
@@ -72,6 +72,12 @@ counters! {
     rx_too_long,
     /// Dropped: the guest had too few buffers for a long frame.
     rx_no_buffer,
+    /// Not dropped: had to wait for buffers.
+    rx_waited,
+    /// Dropped: as much as may wait for buffers did already.
+    rx_overrun,
+    /// Dropped: the queue is stopped, disabled or broken.
+    rx_no_queue,
     /// Buffers given back because they do not even hold the header.
     rx_small_buffer,
     /// Chains that broke the rules of the ring, given back empty. One that is met again after a full link counts again.
@@ -90,6 +96,6 @@ mod tests {
         counters.tx_frames.add(2);
         counters.tx_frames.add(3);
         assert_eq!(counters.list()[0], ("tx_frames", 5));
-        assert_eq!(counters.list().len(), 18);
+        assert_eq!(counters.list().len(), 21);
     }
 }

@@ -1,8 +1,9 @@
-//! Guest memory as buffers that a link hands to the kernel: the one place where the two types meet.
+//! Guest memory as buffers that a link hands to the kernel, and such buffers copied to guest memory: the one place where
+//! the two types meet.
 
 #![allow(unsafe_code)]
 
-use vdeplug::{RxBuf, TxBuf};
+use vdeplug::TxBuf;
 use vring::GuestBuf;
 
 /// Appends a chain's bytes, from `skip` on, as pieces to send.
@@ -14,12 +15,58 @@ pub fn tx<'a>(bufs: &'a [GuestBuf], skip: usize, out: &mut Vec<TxBuf<'a>>) {
     });
 }
 
-/// Appends a chain's bytes, from `skip` on, as room to receive into.
-pub fn rx<'a>(bufs: &'a [GuestBuf], skip: usize, out: &mut Vec<RxBuf<'a>>) {
-    each(bufs, skip, |base, len| {
-        // SAFETY: as above; guest memory is never a Rust reference, so writing to it aliases none.
-        out.push(unsafe { RxBuf::from_raw(base, len) });
-    });
+/// The bytes of a frame, wherever they lie, on their way into a guest.
+pub struct Source<'a> {
+    head: &'a [u8],
+    pieces: &'a [TxBuf<'a>],
+    /// How much of the first piece is not meant.
+    offset: usize,
+}
+
+impl<'a> Source<'a> {
+    /// A frame whose first bytes were copied: that copy, then the frame from there on.
+    pub fn new(head: &'a [u8], mut pieces: &'a [TxBuf<'a>]) -> Self {
+        let mut offset = head.len();
+        while let [piece, rest @ ..] = pieces
+            && offset >= piece.len()
+        {
+            offset -= piece.len();
+            pieces = rest;
+        }
+        Self { head, pieces, offset }
+    }
+
+    /// Bytes with other bytes before them.
+    pub fn joined(head: &'a [u8], pieces: &'a [TxBuf<'a>]) -> Self {
+        Self { head, pieces, offset: 0 }
+    }
+
+    /// Copies the bytes that come next into a chain behind its first `skip` bytes, until either is at its end.
+    pub fn pour(&mut self, bufs: &[GuestBuf], skip: usize) {
+        each(bufs, skip, |base, len| self.fill(base, len));
+    }
+
+    /// Copies to guest memory of `len` bytes.
+    fn fill(&mut self, mut to: *mut u8, mut len: usize) {
+        while len > 0 {
+            let (from, left) = match (self.head, self.pieces) {
+                ([], []) => return,
+                ([], [piece, ..]) => (piece.as_ptr().wrapping_add(self.offset), piece.len() - self.offset),
+                (head, _) => (head.as_ptr(), head.len()),
+            };
+            let count = left.min(len);
+            // SAFETY: `left` bytes from `from` are readable, as a slice or as whoever made the piece promised; `len` bytes
+            // from `to` lie in a `GuestBuf` (vring, invariant B). Both may be one guest's memory and overlap; writers on
+            // the other side of a mapping make the copy hold any bytes and nothing worse.
+            unsafe { std::ptr::copy(from, to, count) };
+            (to, len) = (to.wrapping_add(count), len - count);
+            match (self.head, self.pieces) {
+                ([], [_, rest @ ..]) if count == left => (self.pieces, self.offset) = (rest, 0),
+                ([], _) => self.offset += count,
+                (head, _) => self.head = head.get(count..).unwrap_or_default(),
+            }
+        }
+    }
 }
 
 /// An empty vector that reuses the allocation of another: the collect happens in place.
@@ -50,12 +97,14 @@ mod tests {
     use super::*;
 
     /// A chain of three pieces of 10, 20 and 30 bytes, in a ring made by hand.
-    fn ring() -> Ring {
+    fn ring(direction: Direction) -> Ring {
+        let write = if direction == Direction::Rx { 2 } else { 0 };
         use std::os::unix::fs::FileExt;
         let file = tempfile::tempfile().unwrap();
         file.set_len(0x10000).unwrap();
         for (index, (addr, len)) in [(0x4000u64, 10u32), (0x5000, 20), (0x6000, 30)].iter().enumerate() {
-            let (flags, next) = if index < 2 { (1u16, u16::try_from(index).unwrap() + 1) } else { (0, 0) };
+            let next = u16::try_from(index).unwrap() + 1;
+            let (flags, next) = if index < 2 { (1u16 | write, next) } else { (write, 0) };
             let desc =
                 [&addr.to_le_bytes()[..], &len.to_le_bytes(), &flags.to_le_bytes(), &next.to_le_bytes()]
                     .concat();
@@ -73,14 +122,14 @@ mod tests {
             next_avail: 0,
             event_idx: false,
         };
-        let mut ring = Ring::new(memory, &layout, Direction::Tx).unwrap();
+        let mut ring = Ring::new(memory, &layout, direction).unwrap();
         assert_eq!(ring.fill(1), Ok(1));
         ring
     }
 
     #[test]
     fn skipped_bytes_are_not_lent() {
-        let ring = ring();
+        let ring = ring(Direction::Tx);
         let cases: [(usize, &[usize]); 6] =
             [(0, &[10, 20, 30]), (9, &[1, 20, 30]), (10, &[20, 30]), (12, &[18, 30]), (59, &[1]), (60, &[])];
         for (skip, lens) in cases {
@@ -88,5 +137,30 @@ mod tests {
             tx(ring.bufs(0), skip, &mut out);
             assert_eq!(out.iter().map(TxBuf::len).collect::<Vec<_>>(), lens, "skipping {skip}");
         }
+    }
+
+    #[test]
+    fn source_pours_pieces_of_any_length_into_chains() {
+        let ring = ring(Direction::Rx);
+        let bytes: Vec<u8> = (1..=60).collect();
+        for cut in [1, 7, 10, 59, 60] {
+            for head in [0, 1, 9, 10, 33, 60] {
+                let pieces: Vec<_> = bytes.chunks(cut).map(TxBuf::new).collect();
+                let copied = bytes[..head].iter().map(|byte| byte + 100).collect::<Vec<_>>();
+                let mut source = Source::new(&copied, &pieces);
+                source.pour(ring.bufs(0), 50);
+                source.pour(ring.bufs(0), 10);
+                let mut back = [0; 60];
+                vring::buf::read_chain(ring.bufs(0), 0, &mut back);
+                let expected: Vec<u8> = copied.iter().chain(&bytes[head..]).copied().collect();
+                // The first ten bytes were poured behind fifty, and then fifty behind ten.
+                assert_eq!(back[10..], expected[10..], "pieces of {cut}, {head} copied");
+            }
+        }
+        let mut source = Source::joined(&[200, 201], &[]);
+        source.pour(ring.bufs(0), 0);
+        let mut back = [0; 3];
+        vring::buf::read_chain(ring.bufs(0), 0, &mut back);
+        assert_eq!(back[..2], [200, 201]);
     }
 }

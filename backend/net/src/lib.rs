@@ -3,8 +3,11 @@
 //! ```text
 //!  worker    one thread per queue pair: its event loop, and the handle by which the NIC's owner commands it
 //!  tx        one batch out of the guest: chains -> headers checked -> links
-//!  rx        one batch into the guest: link -> chains -> headers
-//!  rx_big    the same from a link whose frames may be big or unfinished
+//!  rx        one batch from a link towards the guest
+//!  steer     which of the receive queues a frame enters
+//!  inlet     the receive side of one queue pair, into which any thread may deliver
+//!  place     frames -> chains
+//!  backlog   frames that wait for chains
 //!  pace      when a worker looks for events, and when it sleeps
 //!  features  what is offered to the guest, and what a driver's choice means for the queues
 //!  lend      guest memory as buffers that a link hands to the kernel
@@ -17,18 +20,23 @@
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]
 
+mod backlog;
 pub mod counters;
 pub mod features;
+pub mod inlet;
 mod lend;
 mod pace;
+mod place;
 mod queue;
 mod rx;
-mod rx_big;
+pub mod steer;
 mod tx;
 pub mod worker;
 
 pub use counters::Counters;
+pub use inlet::Inlet;
 pub use pace::{Next, Pace};
 pub use queue::Start;
+pub use steer::Inlets;
 pub use tx::{Links as TxLinks, Round as TxRound, offer};
 pub use worker::{LinkLost, PATIENCE, Side, Worker};

@@ -6,7 +6,6 @@ use vring::Ring;
 
 use crate::counters::Counters;
 use crate::features::Accepted;
-use crate::rx_big::Waiting;
 
 /// A ring handed to a worker, ready to run.
 #[derive(Debug)]
@@ -31,11 +30,11 @@ pub struct Queue {
     pub call: Option<OwnedFd>,
     pub enabled: bool,
     pub accepted: Accepted,
+    /// The ring broke beyond repair.
+    pub broken: bool,
     /// TX: segments of the frame at the front of the ring that its link took already.
     pub segments_sent: usize,
-    /// RX: a frame that waits for buffers, with its bytes in the worker's scratch.
-    pub waiting: Option<Waiting>,
-    /// RX: the most bytes of buffers that the guest was seen to have at once, as far as anybody counted.
+    /// RX: the most bytes of buffers that the guest was seen to have at once, as far as any frame asked for it.
     pub most_room: usize,
 }
 
@@ -49,7 +48,7 @@ impl Queue {
             enabled,
             accepted: Accepted::new(features),
             segments_sent: 0,
-            waiting: None,
+            broken: false,
             most_room: 0,
         }
     }
@@ -61,6 +60,7 @@ impl Queue {
         counters.bad_chains.add(self.ring.take_bad_chains());
         filled.unwrap_or_else(|broken| {
             counters.broken_rings.add(1);
+            self.broken = true;
             log::info!("{name}: {broken}; the ring rests until the guest resets it");
             0
         })

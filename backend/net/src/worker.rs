@@ -6,14 +6,17 @@
 //! only then does it ask the driver for kicks again, looks once more, and sleeps. While it works, nobody needs to wake it,
 //! so nobody is asked to.
 //!
-//! Kicks and the data descriptors of links are registered edge-triggered, so that a descriptor that stays readable (a guest without buffers, a
-//! peer that hung up, an odd kick descriptor) wakes the thread once and not for ever. What an edge said is kept in
-//! `readable`, `starved` and `blocked` until work takes it back. A link's writability is only watched while it is full.
+//! Kicks and the data descriptors of links are registered edge-triggered, so that a descriptor that stays readable (a
+//! guest without buffers, a peer that hung up, an odd kick descriptor) wakes the thread once and not for ever. What an edge
+//! said is kept in `readable` and `blocked` until work takes it back. A link's writability is only watched while it is full.
 //! One that stays full for a second does not stop the guest any longer: what it does not take is lost until it takes
 //! frames again.
 //!
-//! The owner's commands come through a channel and an eventfd. [`Worker::stop`] waits for the answer: when it returns, the
-//! worker does not touch the ring any more. Links are shared by all workers of a NIC; only the first receives from them.
+//! The receive queue is not the thread's own: others deliver into it as well ([`crate::inlet`]). The thread takes its kicks
+//! and gives it what waited for them.
+//!
+//! The owner's commands come through a channel and an eventfd. [`Worker::stop`] waits for the answer: when it returns,
+//! nobody touches the ring any more. Links are shared by all workers of a NIC; only the first receives from them.
 //!
 //! A dead link is reported through the `lost` callback and forgotten; the owner brings a new one with
 //! [`Worker::set_link`].
@@ -30,9 +33,11 @@ use rustix::event::{EventfdFlags, Timespec, eventfd};
 use vdeplug::{Link, LinkError};
 
 use crate::counters::Counters;
+use crate::inlet::Inlet;
 use crate::pace::{Next, Pace};
 use crate::queue::{Queue, Start};
-use crate::{rx, rx_big, tx};
+use crate::steer::Inlets;
+use crate::{rx, tx};
 
 /// The two queues of a pair, by the way their frames go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,27 +65,26 @@ enum Command {
 pub struct Worker {
     commands: Sender<Command>,
     wake: Arc<OwnedFd>,
-    counters: Arc<Counters>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Worker {
-    /// Starts the thread of a queue pair. `name` is the thread's and begins its log lines; `receives`: it also reads from
-    /// the links, not only writes to them; `poll`: how long it goes on looking for frames after the last one before it
-    /// sleeps.
-    pub fn spawn(name: &str, receives: bool, poll: Duration, lost: LinkLost) -> std::io::Result<Self> {
+    /// Starts the thread of queue pair `pair`, whose frames for the guest go into `inlets`. The first pair's thread also
+    /// reads from the links. `name` is the thread's and begins its log lines; `poll`: how long it goes on looking for frames
+    /// after the last one before it sleeps.
+    pub fn spawn(
+        name: &str,
+        pair: usize,
+        inlets: Arc<Inlets>,
+        poll: Duration,
+        lost: LinkLost,
+    ) -> std::io::Result<Self> {
         let (sender, commands) = channel();
         let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
-        let counters = Arc::new(Counters::default());
-        let state = State::new(name, receives, lost, commands, wake.clone(), counters.clone())?;
+        let state = State::new(name, pair, inlets, lost, commands, wake.clone())?;
         let builder = std::thread::Builder::new().name(name.into()).stack_size(256 * 1024);
         let thread = Some(builder.spawn(move || state.run(poll))?);
-        Ok(Self { commands: sender, wake, counters, thread })
-    }
-
-    /// What happened to frames so far.
-    pub fn counters(&self) -> &Counters {
-        &self.counters
+        Ok(Self { commands: sender, wake, thread })
     }
 
     /// Runs a ring from now on.
@@ -187,21 +191,20 @@ struct State {
     commands: Receiver<Command>,
     wake: Arc<OwnedFd>,
     epoll: OwnedFd,
+    inlets: Arc<Inlets>,
+    /// The pair's own among them.
+    pair: usize,
     counters: Arc<Counters>,
-    rx: Option<Queue>,
     tx: Option<Queue>,
     ports: Vec<Option<Port>>,
     /// Which link is read first in the next round.
     turn: usize,
-    /// The guest has no receive buffers, or too few for the frame that waits; a kick ends it.
-    starved: bool,
     /// The only link is full; its becoming writable ends it.
     blocked: Option<Blocked>,
     /// It was for too long, and loses what it does not take until it takes something.
     lossy: bool,
     tx_scratch: tx::Scratch,
-    rx_scratch: rx::Scratch,
-    rx_big_scratch: rx_big::Scratch,
+    reader: rx::Reader,
     /// Links that are up, for `tx::round`; kept in step with `ports`.
     up: Vec<(usize, Arc<dyn Link>)>,
 }
@@ -209,32 +212,31 @@ struct State {
 impl State {
     fn new(
         name: &str,
-        receives: bool,
+        pair: usize,
+        inlets: Arc<Inlets>,
         lost: LinkLost,
         commands: Receiver<Command>,
         wake: Arc<OwnedFd>,
-        counters: Arc<Counters>,
     ) -> std::io::Result<Self> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
         epoll::add(&epoll, &wake, Source::Command.pack(), EventFlags::IN)?;
         Ok(Self {
             name: name.into(),
-            receives,
+            receives: pair == 0,
             lost,
             commands,
             wake,
             epoll,
-            counters,
-            rx: None,
+            counters: inlets.get(pair).map(|inlet| inlet.counters().clone()).unwrap_or_default(),
+            inlets,
+            pair,
             tx: None,
             ports: Vec::new(),
             turn: 0,
-            starved: false,
             blocked: None,
             lossy: false,
             tx_scratch: tx::Scratch::default(),
-            rx_scratch: rx::Scratch::new(),
-            rx_big_scratch: rx_big::Scratch::default(),
+            reader: rx::Reader::default(),
             up: Vec::new(),
         })
     }
@@ -251,10 +253,6 @@ impl State {
             next = match pace.after(count > 0) {
                 // Not straight to another round: a driver that makes us look and look must not keep us from epoll.
                 Next::Sleep if self.slipped_in() => Next::Look,
-                Next::Look if count == 0 => {
-                    self.refilled();
-                    Next::Look
-                }
                 next => next,
             };
         }
@@ -280,10 +278,16 @@ impl State {
                     }
                 }
                 Source::Kick(Side::Rx) => {
-                    self.starved = false;
-                    Self::kicked(self.rx.as_mut());
+                    if let Some(inlet) = self.inlet() {
+                        inlet.kicked();
+                    }
                 }
-                Source::Kick(Side::Tx) => Self::kicked(self.tx.as_mut()),
+                Source::Kick(Side::Tx) => {
+                    if let Some(queue) = &mut self.tx {
+                        queue.clear_kick();
+                        queue.ring.disable_kicks();
+                    }
+                }
                 Source::Data(index) => self.data_event(index, event.flags),
                 Source::Control(index) => self.control_event(index),
             }
@@ -304,11 +308,9 @@ impl State {
         self.blocked.is_some_and(|blocked| blocked.index == index)
     }
 
-    fn kicked(queue: Option<&mut Queue>) {
-        if let Some(queue) = queue {
-            queue.clear_kick();
-            queue.ring.disable_kicks();
-        }
+    /// The receive side of the pair.
+    fn inlet(&self) -> Option<&Inlet> {
+        self.inlets.get(self.pair)
     }
 
     fn data_event(&mut self, index: usize, flags: EventFlags) {
@@ -340,18 +342,12 @@ impl State {
                 Command::Stop(side, reply) => {
                     let _ = reply.send(self.stop(side));
                 }
-                Command::SetCall(side, call) => {
-                    if let Some(queue) = self.queue(side) {
-                        queue.call = call;
-                        // What was used under the old descriptor may not have been told.
-                        queue.tell();
-                    }
-                }
-                Command::Enable(side, enabled) => {
-                    if let Some(queue) = self.queue(side) {
-                        queue.enabled = enabled;
-                    }
-                }
+                Command::SetCall(side, call) => self.change(side, |queue| {
+                    queue.call = call;
+                    // What was used under the old descriptor may not have been told.
+                    queue.tell();
+                }),
+                Command::Enable(side, enabled) => self.change(side, |queue| queue.enabled = enabled),
                 Command::SetLink(index, link) => self.set_link(index, link),
                 Command::Exit => return false,
             }
@@ -359,30 +355,35 @@ impl State {
         true
     }
 
-    fn queue(&mut self, side: Side) -> Option<&mut Queue> {
-        match side {
-            Side::Rx => self.rx.as_mut(),
-            Side::Tx => self.tx.as_mut(),
+    fn change(&mut self, side: Side, change: impl FnOnce(&mut Queue)) {
+        match (side, &mut self.tx) {
+            (Side::Rx, _) => {
+                if let Some(inlet) = self.inlet() {
+                    inlet.change(change);
+                }
+            }
+            (Side::Tx, Some(queue)) => change(queue),
+            (Side::Tx, None) => {}
         }
     }
 
     fn start(&mut self, side: Side, start: Start) {
         self.stop(side);
         let mut queue = Queue::new(start);
-        queue.ring.disable_kicks();
         self.add(&queue.kick, Source::Kick(side), EventFlags::IN | EventFlags::ET);
-        match side {
-            Side::Rx => {
-                self.starved = false;
-                self.rx = Some(queue);
+        match (side, self.inlet()) {
+            (Side::Rx, Some(inlet)) => inlet.start(queue),
+            (Side::Rx, None) => {}
+            (Side::Tx, _) => {
+                queue.ring.disable_kicks();
+                self.tx = Some(queue);
             }
-            Side::Tx => self.tx = Some(queue),
         }
     }
 
     fn stop(&mut self, side: Side) -> u16 {
         let queue = match side {
-            Side::Rx => self.rx.take(),
+            Side::Rx => self.inlet().and_then(Inlet::stop),
             Side::Tx => self.tx.take(),
         };
         queue.map_or(0, |queue| {
@@ -478,30 +479,22 @@ impl State {
         round.used
     }
 
-    /// One batch into the guest from each link that has something; returns how much was moved.
+    /// One batch towards the guest from each link that has something; returns how much was moved.
     fn rx_round(&mut self) -> usize {
-        let Self { counters, name, .. } = self;
-        if let Some(queue) = self.rx.as_mut().filter(|q| q.enabled && q.waiting.is_some() && !self.starved) {
-            self.starved = !rx_big::resume(queue, &self.rx_big_scratch, counters, name);
-        }
         let mut moved = 0;
         let count = self.ports.len();
         for step in 0..count {
-            let Some(queue) = self.rx.as_mut().filter(|q| q.enabled && !self.starved) else { break };
             let index = (self.turn + step) % count;
             let Some(Some(port)) = self.ports.get_mut(index) else { continue };
             if !port.readable {
                 continue;
             }
-            let round = if port.link.offloads() {
-                rx_big::round(queue, &*port.link, &mut self.rx_big_scratch, &self.counters, &self.name)
-            } else {
-                rx::round(queue, &*port.link, &mut self.rx_scratch, &self.counters, &self.name)
-            };
-            match round {
+            if !self.inlets.are_ready(&self.wake) {
+                break;
+            }
+            match self.reader.round(&*port.link, &self.inlets, &self.counters) {
                 Ok(round) => {
                     moved += round.moved;
-                    self.starved = round.starved;
                     port.readable = !round.drained;
                 }
                 Err(error) => self.lose(index, &error),
@@ -511,30 +504,19 @@ impl State {
         moved
     }
 
-    /// Asks the driver for a kick when it has receive buffers again, if it ran out of them. True: it has some already.
-    fn refilled(&mut self) -> bool {
-        if self.starved
-            && let Some(queue) = &mut self.rx
-            && queue.ring.enable_kicks()
-        {
-            queue.ring.disable_kicks();
-            self.starved = false;
-            return true;
-        }
-        false
-    }
-
-    /// Asks the drivers for kicks before a sleep. True: do not sleep, work slipped in.
+    /// Asks the driver for kicks before a sleep. True: do not sleep, work slipped in.
     fn slipped_in(&mut self) -> bool {
-        let mut work = self.refilled();
+        if let Some(inlet) = self.inlet() {
+            inlet.rest();
+        }
         if self.blocked.is_none()
             && let Some(queue) = &mut self.tx
             && queue.ring.enable_kicks()
         {
             queue.ring.disable_kicks();
-            work = true;
+            return true;
         }
-        work
+        false
     }
 }
 
