@@ -42,7 +42,9 @@ pub enum Misfit {
 
 /// Holds a header against its frame of `frame_len` bytes, of which `head` is the beginning: all of it, or at least
 /// [`HEAD_MAX`](crate::HEAD_MAX) bytes. Returns it with everything that is true of the frame and nothing else: the
-/// word that checksums are valid is not passed on, and the length of the headers is the real one.
+/// word that checksums are valid is not passed on, the length of the headers is the real one, and
+/// [`GSO_ECN`](header::GSO_ECN) stands where TCP says CWR and nowhere else: a receiver that did not agree to that must
+/// not get it unsegmented (virtio 1.2 § 5.1.6.2), whatever the sender forgot to tell.
 pub fn check(header: &Header, head: &[u8], frame_len: usize) -> Result<Header, Misfit> {
     if header.flags & !(header::NEEDS_CSUM | header::DATA_VALID) != 0 {
         return Err(Misfit::Flags(header.flags));
@@ -50,7 +52,9 @@ pub fn check(header: &Header, head: &[u8], frame_len: usize) -> Result<Header, M
     if header.gso_type != header::GSO_NONE {
         let plan = Plan::new(header, head, frame_len)?;
         let hdr_len = u16::try_from(plan.head_len()).map_err(|_| Misfit::Head)?;
-        return Ok(Header { flags: header::NEEDS_CSUM, hdr_len, ..*header });
+        let ecn = if plan.says_cwr() { header::GSO_ECN } else { 0 };
+        let gso_type = header.gso_type & !header::GSO_ECN | ecn;
+        return Ok(Header { flags: header::NEEDS_CSUM, gso_type, hdr_len, ..*header });
     }
     match header.partial() {
         None => Ok(Header::NONE),

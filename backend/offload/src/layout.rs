@@ -28,6 +28,11 @@ const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
 const DESTINATION_OPTIONS: u8 = 60;
 
+/// Option that fills one byte, and has no length.
+const PAD1: u8 = 0;
+/// Option with the sender's true address (RFC 6275 § 6.3).
+const HOME_ADDRESS: u8 = 201;
+
 /// The network layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Network {
@@ -135,10 +140,27 @@ fn ipv6(head: &[u8], l3: usize, frame_len: usize) -> Result<Found, Misfit> {
         if next == ROUTING && byte(head, at + 3)? != 0 {
             return Err(Misfit::Protocol);
         }
+        let end = at + 8 + 8 * usize::from(byte(head, at + 1)?);
+        if next == DESTINATION_OPTIONS && names_home(head.get(at + 2..end).ok_or(Misfit::Head)?) {
+            return Err(Misfit::Protocol);
+        }
         next = byte(head, at)?;
-        at += 8 + 8 * usize::from(byte(head, at + 1)?);
+        at = end;
     }
     Ok((Network::V6, next, at, end))
+}
+
+/// Whether one of these options holds the address that the checksum is over, in place of the IPv6 header's.
+fn names_home(mut options: &[u8]) -> bool {
+    while let Some((kind, rest)) = options.split_first() {
+        options = match (*kind, rest.split_first()) {
+            (PAD1, _) => rest,
+            (HOME_ADDRESS, _) => return true,
+            (_, Some((len, rest))) => rest.get(usize::from(*len)..).unwrap_or_default(),
+            (_, None) => &[],
+        };
+    }
+    false
 }
 
 /// Where the packet ends by its length field, which counts from `fixed` bytes into its header on. 0 is what stands there

@@ -97,6 +97,17 @@ impl Plan {
         self.layout.payload + self.payload(0).len()
     }
 
+    /// Whether the first segment, and no other, tells that the sender slowed down.
+    pub(crate) fn says_cwr(&self) -> bool {
+        self.layout.transport == Transport::Tcp && self.flags() & CWR != 0
+    }
+
+    /// Flags of a TCP frame.
+    fn flags(&self) -> u8 {
+        let [flags] = take(&self.head, self.layout.l4 + TCP_FLAGS);
+        flags
+    }
+
     /// Which bytes of the frame are the payload of segment `index`; none beyond the last.
     pub fn payload(&self, index: usize) -> Range<usize> {
         let Layout { payload, end, .. } = self.layout;
@@ -168,11 +179,11 @@ impl Plan {
         let sequence = u32::from_be_bytes(take(&self.head, l4 + 4));
         let offset = u32::try_from(index.saturating_mul(self.size)).unwrap_or(0);
         put(out, l4 + 4, &sequence.wrapping_add(offset).to_be_bytes());
-        let [mut flags] = take(&self.head, l4 + TCP_FLAGS);
+        let mut flags = self.flags();
         if index + 1 < self.count {
             flags &= !(FIN | PSH);
         }
-        // Said once, it has reached the sender (RFC 3168 § 6.1.2).
+        // Said once, it is heard (RFC 3168 § 6.1.2), whether or not the header told that it is said.
         if index > 0 {
             flags &= !CWR;
         }

@@ -257,6 +257,22 @@ fn no_payload_is_one_segment() {
 }
 
 #[test]
+fn cwr_is_on_the_first_segment_and_told_where_it_is_said() {
+    let made = Made { payload: vec![5; 300], ..TCP };
+    let (frame, with) = (made.frame(), made.header(100));
+    let without = Header { gso_type: header::GSO_TCPV4, ..with };
+    for header in [with, without] {
+        let plan = Plan::new(&header, &frame, frame.len()).unwrap();
+        let said = segments(&plan, &frame).iter().map(|segment| segment[47] & CWR != 0).collect::<Vec<_>>();
+        assert_eq!(said, [true, false, false]);
+        assert_eq!(check(&header, &frame, frame.len()).unwrap().gso_type, with.gso_type);
+    }
+    let mut silent = frame.clone();
+    silent[47] &= !CWR;
+    assert_eq!(check(&with, &silent, silent.len()).unwrap().gso_type, header::GSO_TCPV4);
+}
+
+#[test]
 fn a_whole_64_kib_frame_is_cut_as_a_mtu_of_1500_asks() {
     let made = Made { payload: (0..65_495u32).map(|at| at.to_le_bytes()[1]).collect(), ..TCP };
     let (plan, frame) = (made.plan(1460).unwrap(), made.frame());
@@ -362,5 +378,19 @@ fn ipv6_headers_that_change_the_packet_are_refused() {
     assert_eq!(refused(&[&[6, 0, 3, 1, 0, 0, 0, 0]], 43), Some(Misfit::Protocol), "not there yet");
     assert_eq!(refused(&[&[6, 0, 0, 1, 0, 0, 0, 0]], 44), Some(Misfit::Protocol), "a fragment");
     assert_eq!(refused(&[&[0; 8][..]; 30], 0), Some(Misfit::Head), "more than is read");
+    let home = |before: &[u8], next| {
+        [&[next, 2][..], before, &[201, 16], &[9; 16], &[1, 2, 0, 0]].concat()[..24].to_vec()
+    };
+    for before in [&[][..], &[0], &[0, 0, 0], &[1, 0], &[1, 2, 201, 201]] {
+        assert_eq!(
+            refused(&[&home(before, 6)], 60),
+            Some(Misfit::Protocol),
+            "a home address behind {before:?}"
+        );
+    }
+    assert_eq!(refused(&[&[6, 0, 1, 4, 201, 16, 201, 16]], 60), None, "padding that looks like it");
+    assert_eq!(refused(&[&[6, 0, 5, 255, 201, 0, 0, 0]], 60), None, "an option's length leads outside");
+    assert_eq!(refused(&[&[60, 0, 1, 4, 0, 0, 0, 0], &home(&[], 6)], 0), Some(Misfit::Protocol));
+    assert_eq!(refused(&[&home(&[], 6)], 0), None, "no destination's option");
     assert_eq!(refused(&[&[6, 255, 0, 0, 0, 0, 0, 0]], 60), Some(Misfit::Head), "its length leads outside");
 }
