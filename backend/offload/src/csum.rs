@@ -7,7 +7,8 @@
 /// A running one's complement sum.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sum {
-    /// At most 17 bits are in use between calls.
+    /// A one's complement number itself: what is carried out at the top comes in at the bottom. As 2^16 - 1 divides
+    /// 2^64 - 1, it can be folded as late as one likes, and is multiplied by 256, which swaps the bytes, by a rotation.
     total: u64,
     odd: bool,
 }
@@ -15,17 +16,14 @@ pub struct Sum {
 impl Sum {
     /// Adds the bytes that follow those added before.
     pub fn add(&mut self, bytes: &[u8]) {
-        let sum = fold(words(bytes));
-        let sum = if self.odd { sum.swap_bytes() } else { sum };
-        self.total = u64::from(fold(self.total + u64::from(sum)));
-        self.odd ^= bytes.len() % 2 == 1;
+        self.join(Self { total: words(bytes), odd: bytes.len() % 2 == 1 });
     }
 
     /// Adds what another sum was made of, as if its bytes had been added here.
     pub fn join(&mut self, other: Self) {
-        let sum = fold(other.total);
-        let sum = if self.odd { sum.swap_bytes() } else { sum };
-        self.total = u64::from(fold(self.total + u64::from(sum)));
+        let other_total = if self.odd { other.total.rotate_left(8) } else { other.total };
+        let (total, carry) = self.total.overflowing_add(other_total);
+        self.total = total.wrapping_add(u64::from(carry));
         self.odd ^= other.odd;
     }
 
@@ -75,11 +73,13 @@ fn words(bytes: &[u8]) -> u64 {
     lower + upper + half + pair + last
 }
 
-fn fold(mut sum: u64) -> u16 {
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    #[expect(clippy::cast_possible_truncation, reason = "folded to 16 bits just above")]
+/// The same number in 16 bits.
+fn fold(sum: u64) -> u16 {
+    let sum = (sum >> 32) + (sum & 0xffff_ffff);
+    let sum = (sum >> 32) + (sum & 0xffff_ffff);
+    let sum = (sum >> 16) + (sum & 0xffff);
+    let sum = (sum >> 16) + (sum & 0xffff);
+    #[expect(clippy::cast_possible_truncation, reason = "33 bits, 32, 17, 16")]
     let folded = sum as u16;
     folded
 }

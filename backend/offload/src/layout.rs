@@ -23,7 +23,8 @@ const TYPE_SERVICE_VLAN: u16 = 0x88a8;
 
 const PROTOCOL_TCP: u8 = 6;
 const PROTOCOL_UDP: u8 = 17;
-/// IPv6 extension headers that every segment can simply repeat (RFC 8200 § 4.3, 4.4, 4.6).
+/// IPv6 extension headers that every segment can simply repeat (RFC 8200 § 4.3, 4.4, 4.6), the first only directly behind
+/// the IPv6 header.
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
 const DESTINATION_OPTIONS: u8 = 60;
@@ -135,7 +136,7 @@ fn ipv6(head: &[u8], l3: usize, frame_len: usize) -> Result<Found, Misfit> {
     let mut next = byte(head, l3 + 6)?;
     let mut at = l3 + IPV6;
     // Each takes 8 bytes at least, so the head's end ends this.
-    while let HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS = next {
+    while matches!(next, ROUTING | DESTINATION_OPTIONS) || next == HOP_BY_HOP && at == l3 + IPV6 {
         // With a way still to go, the checksum is over another address than the one in the IPv6 header.
         if next == ROUTING && byte(head, at + 3)? != 0 {
             return Err(Misfit::Protocol);
@@ -183,3 +184,6 @@ fn word(head: &[u8], at: usize) -> Result<u16, Misfit> {
     let bytes = head.get(at..).and_then(|rest| rest.first_chunk()).ok_or(Misfit::Head)?;
     Ok(u16::from_be_bytes(*bytes))
 }
+
+#[cfg(test)]
+mod tests;

@@ -16,45 +16,63 @@ const PACKET_MAX: usize = 65535;
 const DATAGRAMS_MAX: usize = 64;
 
 const IPV4: usize = 20;
-/// Flag of IPv4: don't fragment.
-const DF: u16 = 0x4000;
+const TCP: usize = 20;
+/// Bits of the second word of an IPv4 header: fragment offset and flags, and among them "don't fragment".
+const FRAGMENT: u32 = 0xffff;
+const DF: u32 = 0x4000;
 
-/// Byte of the TCP header that holds the flags.
-const TCP_FLAGS: usize = 13;
-const FIN: u8 = 0x01;
-const SYN: u8 = 0x02;
-const RST: u8 = 0x04;
-const PSH: u8 = 0x08;
-const URG: u8 = 0x20;
-const CWR: u8 = 0x80;
+/// Flags in the fourth word of a TCP header.
+const FIN: u32 = 1 << 16;
+const SYN: u32 = 2 << 16;
+const RST: u32 = 4 << 16;
+const PSH: u32 = 8 << 16;
+const URG: u32 = 0x20 << 16;
+const CWR: u32 = 0x80 << 16;
 
 /// A TCP segment or UDP datagram directly behind its IP header.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Segment<'f> {
     frame: &'f [u8],
     layout: Layout,
+    headers: Headers,
+}
+
+/// The headers as the RFCs draw them, in words of 32 bits: all of them that has to be compared.
+#[derive(Clone, Copy, Debug)]
+struct Headers {
+    /// The five words of an IPv4 header, or as many of an IPv6 header.
+    ip: [u32; 5],
+    /// The five words of a TCP header, or the two of an UDP header.
+    l4: [u32; 5],
 }
 
 impl<'f> Segment<'f> {
     /// None for all other frames, and if the lengths that the frame tells contradict each other.
     pub fn read(frame: &'f [u8]) -> Option<Self> {
         let layout = Layout::parse(frame, frame.len()).ok()?;
-        let segment = Self { frame, layout };
         let Layout { network, transport, l3, l4, end, .. } = layout;
+        let ip: [u32; 5] = words(frame, l3)?;
+        let [first, second, ..] = ip;
         let plain = match network {
-            Network::V4 => l4 - l3 == IPV4 && segment.word(l3 + 2) != 0,
-            Network::V6 => l4 - l3 == IPV6 && segment.word(l3 + 4) != 0,
+            Network::V4 => l4 - l3 == IPV4 && first & 0xffff != 0,
+            Network::V6 => l4 - l3 == IPV6 && second >> 16 != 0,
         };
-        let fits = transport == Transport::Tcp || usize::from(segment.word(l4 + 4)) == end - l4;
-        (plain && fits).then_some(segment)
+        let (l4, fits) = match transport {
+            Transport::Tcp => (words(frame, l4)?, true),
+            Transport::Udp => {
+                let [ports, rest] = words(frame, l4)?;
+                ([ports, rest, 0, 0, 0], rest >> 16 == u32::try_from(end - l4).ok()?)
+            }
+        };
+        (plain && fits).then_some(Self { frame, layout, headers: Headers { ip, l4 } })
     }
 
     /// Whether all checksums are there and right.
     pub fn is_whole(&self) -> bool {
         let Layout { network, transport, l3, l4, end, .. } = self.layout;
-        let mut sum = Sum::default();
         let addresses = match network {
             Network::V4 => {
+                let mut sum = Sum::default();
                 sum.add(self.bytes(l3..l4));
                 if !sum.is_whole() {
                     return false;
@@ -63,7 +81,8 @@ impl<'f> Segment<'f> {
             }
             Network::V6 => l3 + 8,
         };
-        if transport == Transport::Udp && self.word(l4 + 6) == 0 {
+        let Headers { l4: [_, length_and_checksum, ..], .. } = self.headers;
+        if transport == Transport::Udp && length_and_checksum & 0xffff == 0 {
             return false;
         }
         let Ok(len) = u16::try_from(end - l4) else { return false };
@@ -82,7 +101,8 @@ impl<'f> Segment<'f> {
 
     /// Whether it may be part of a large frame, as far as this can be seen from itself. To be asked only if it is whole.
     pub fn is_joinable(&self, take: Take) -> bool {
-        let Layout { network, transport, l3, l4, payload, end } = self.layout;
+        let Layout { network, transport, payload, end, .. } = self.layout;
+        let Headers { ip: [_, id_and_fragment, ip_sum, ..], l4: [.., l4_sum] } = self.headers;
         let taken = match (transport, network) {
             (Transport::Tcp, Network::V4) => take.tcp4,
             (Transport::Tcp, Network::V6) => take.tcp6,
@@ -92,8 +112,8 @@ impl<'f> Segment<'f> {
         taken
             && payload < end
             && end == self.frame.len()
-            && (network == Network::V6 || self.word(l3 + 6) & !DF == 0 && self.word(l3 + 10) != 0xffff)
-            && (transport == Transport::Udp || self.word(l4 + 16) != 0xffff)
+            && (network == Network::V6 || id_and_fragment & FRAGMENT & !DF == 0 && ip_sum & 0xffff != 0xffff)
+            && (transport == Transport::Udp || l4_sum >> 16 != 0xffff)
     }
 
     /// Whether others can be joined to this one.
@@ -102,72 +122,65 @@ impl<'f> Segment<'f> {
         flags & (FIN | SYN | RST | PSH | URG) == 0 && (take.ecn || flags & CWR == 0)
     }
 
-    /// Flags of TCP; UDP has none.
-    fn flags(&self) -> u8 {
-        match self.layout.transport {
-            Transport::Tcp => self.frame.get(self.layout.l4 + TCP_FLAGS).copied().unwrap_or(0),
-            Transport::Udp => 0,
-        }
+    /// The word with the flags of TCP; UDP has none.
+    fn flags(&self) -> u32 {
+        let [_, _, _, flags, _] = self.headers.l4;
+        flags
+    }
+
+    fn sequence(&self) -> u32 {
+        let [_, sequence, ..] = self.headers.l4;
+        sequence
+    }
+
+    /// Identification of IPv4.
+    fn identification(&self) -> u32 {
+        let [_, id_and_fragment, ..] = self.headers.ip;
+        id_and_fragment >> 16
     }
 
     fn payload_len(&self) -> usize {
         self.layout.end - self.layout.payload
     }
 
-    /// Whether both go from the same sender to the same receiver.
-    fn is_flow_of(&self, other: &Self) -> bool {
-        let Layout { network, transport, l3, l4, .. } = self.layout;
-        let addresses = match network {
-            Network::V4 => l3 + 12,
-            Network::V6 => l3 + 8,
-        };
-        (network, transport, l3) == (other.layout.network, other.layout.transport, other.layout.l3)
-            && self.agrees(other, l4..l4 + 4)
-            && self.agrees(other, addresses..l4)
-            && self.agrees(other, 0..l3)
-    }
-
-    /// Whether everything in the headers is equal that has to be in all segments of a frame.
-    fn is_like(&self, first: &Self) -> bool {
-        let Layout { network, transport, l3, l4, payload, .. } = self.layout;
-        let ip = match network {
-            Network::V4 => self.agrees(first, l3..l3 + 2) && self.agrees(first, l3 + 6..l3 + 10),
-            Network::V6 => self.agrees(first, l3..l3 + 4) && self.agrees(first, l3 + 6..l3 + 8),
-        };
-        let flags = self.flags();
-        ip && payload == first.layout.payload
-            && (transport == Transport::Udp
-                || (flags & !(PSH | FIN) == first.flags() & !CWR
-                    // Acknowledgement and header length; window; urgent pointer and options.
-                    && self.agrees(first, l4 + 8..l4 + TCP_FLAGS)
-                    && self.agrees(first, l4 + 14..l4 + 16)
-                    && self.agrees(first, l4 + 18..payload)))
-    }
-
-    fn agrees(&self, other: &Self, range: Range<usize>) -> bool {
-        self.frame.get(range.clone()).is_some_and(|bytes| Some(bytes) == other.frame.get(range))
-    }
-
     fn bytes(&self, range: Range<usize>) -> &'f [u8] {
         self.frame.get(range).unwrap_or_default()
     }
+}
 
-    fn word(&self, at: usize) -> u16 {
-        u16::from_be_bytes(self.array(at))
+impl Headers {
+    /// Whether everything is equal that has to be in all segments of a frame. TCP options are not looked at.
+    fn are_like(&self, first: &Self, layout: &Layout) -> bool {
+        // Not lengths, checksums, identification, sequence number.
+        let ip: [u32; 3] = match layout.network {
+            Network::V4 => [0xffff_0000, 0x0000_ffff, 0xffff_0000],
+            Network::V6 => [0xffff_ffff, 0x0000_ffff, 0],
+        };
+        let l4: [u32; 5] = match layout.transport {
+            Transport::Tcp => [0, 0, 0xffff_ffff, !(CWR | PSH | FIN), 0x0000_ffff],
+            Transport::Udp => [0; 5],
+        };
+        let differing = |ours: &[u32], theirs: &[u32], masks: &[u32]| {
+            let pairs = ours.iter().zip(theirs).zip(masks);
+            pairs.fold(0, |bits, ((ours, theirs), mask)| bits | (ours ^ theirs) & mask)
+        };
+        differing(&self.ip, &first.ip, &ip) | differing(&self.l4, &first.l4, &l4) == 0
     }
+}
 
-    fn array<const N: usize>(&self, at: usize) -> [u8; N] {
-        self.frame.get(at..).and_then(|rest| rest.first_chunk()).copied().unwrap_or([0; N])
-    }
+/// The words of a header that begins at `at`.
+fn words<const N: usize>(frame: &[u8], at: usize) -> Option<[u32; N]> {
+    Some(frame.get(at..)?.as_chunks().0.first_chunk()?.map(u32::from_be_bytes))
 }
 
 /// A run that may grow.
 #[derive(Debug)]
 pub(super) struct Open {
     run: usize,
-    /// Which frame of the batch it began with, and where that has its headers.
+    /// Which frame of the batch it began with, where that has its headers, and what is in them.
     first: usize,
     layout: Layout,
+    headers: Headers,
     /// Payload bytes of each segment but the last.
     size: usize,
     /// How many segments.
@@ -175,9 +188,9 @@ pub(super) struct Open {
     /// Payload bytes of them all.
     payload_len: usize,
     /// By how much the IPv4 identification grows from segment to segment, known with the second one.
-    step: u16,
+    step: usize,
     /// PSH and FIN, if the last has them.
-    end_flags: u8,
+    end_flags: u32,
 }
 
 /// Where a segment was added.
@@ -191,9 +204,9 @@ pub(super) struct Added {
 impl Open {
     /// A run that a segment begins, which is frame `first` of the batch.
     pub fn new(run: usize, first: usize, segment: &Segment<'_>) -> Self {
-        let payload_len = segment.payload_len();
-        let (layout, size) = (segment.layout, payload_len);
-        Self { run, first, layout, size, count: 1, payload_len, step: 1, end_flags: 0 }
+        let Segment { layout, headers, .. } = *segment;
+        let size = segment.payload_len();
+        Self { run, first, layout, headers, size, count: 1, payload_len: size, step: 1, end_flags: 0 }
     }
 
     pub fn run(&self) -> usize {
@@ -210,9 +223,21 @@ impl Open {
         self.layout.payload + self.payload_len
     }
 
-    /// Whether a segment is of this flow.
+    /// Whether a segment goes from the same sender to the same receiver.
     pub fn is_flow_of(&self, segment: &Segment<'_>, frames: &[&[u8]]) -> bool {
-        segment.is_flow_of(&self.first(frames))
+        let Layout { network, transport, l3, l4, .. } = self.layout;
+        let Headers { l4: [ports, ..], .. } = self.headers;
+        let Headers { l4: [other, ..], .. } = segment.headers;
+        let addresses = match network {
+            Network::V4 => l3 + 12,
+            Network::V6 => l3 + 8,
+        };
+        let Layout { network: other_network, transport: other_transport, l3: other_l3, .. } = segment.layout;
+        let first = self.first(frames);
+        ports == other
+            && (network, transport, l3) == (other_network, other_transport, other_l3)
+            && segment.bytes(0..l3) == first.bytes(0..l3)
+            && segment.bytes(addresses..l4) == first.bytes(addresses..l4)
     }
 
     /// Adds a segment of this flow, if it is the next one and fits.
@@ -221,35 +246,37 @@ impl Open {
         let Layout { network, transport, l3, l4, payload, .. } = self.layout;
         let (len, most) = (segment.payload_len(), self.most_segments());
         let whole = self.len() + len;
-        let in_order = transport == Transport::Udp || {
-            let sequence = |of: &Segment<'_>| u32::from_be_bytes(of.array(l4 + 4));
-            let expected = u32::try_from(self.payload_len).ok()?.wrapping_add(sequence(&first));
-            sequence(segment) == expected
-        };
-        if !in_order
+        let expected = u32::try_from(self.payload_len).ok()?.wrapping_add(first.sequence());
+        let is_next = transport == Transport::Udp || segment.sequence() == expected;
+        if !is_next
             || len > self.size
             || self.count >= most
             || whole > FRAME_MAX
             || whole - l3 > PACKET_MAX
-            || !segment.is_like(&first)
+            || payload != segment.layout.payload
+            || segment.flags() & CWR != 0
+            || !segment.headers.are_like(&self.headers, &self.layout)
+            || transport == Transport::Tcp
+                && segment.bytes(l4 + TCP..payload) != first.bytes(l4 + TCP..payload)
         {
             return None;
         }
         if network == Network::V4 {
-            let apart = segment.word(l3 + 4).wrapping_sub(first.word(l3 + 4));
+            let apart = segment.identification().wrapping_sub(first.identification()) & 0xffff;
+            let [_, id_and_fragment, ..] = self.headers.ip;
             // With the second segment it shows whether they are counted.
-            if self.count == 1 && apart == 0 && first.word(l3 + 6) & DF != 0 {
+            if self.count == 1 && apart == 0 && id_and_fragment & DF != 0 {
                 self.step = 0;
             }
-            if usize::from(apart) != usize::from(self.step) * self.count {
+            if usize::try_from(apart).ok()? != self.step * self.count {
                 return None;
             }
         }
         self.count += 1;
         self.payload_len += len;
         self.end_flags = segment.flags() & (PSH | FIN);
-        let room = FRAME_MAX.min(PACKET_MAX + l3) - payload - self.payload_len;
-        let is_last = len < self.size || self.end_flags != 0 || self.count == most || room == 0;
+        let is_full = self.count == most || self.len() == FRAME_MAX.min(PACKET_MAX + l3);
+        let is_last = len < self.size || self.end_flags != 0 || is_full;
         Some(Added { run: self.run, is_last })
     }
 
@@ -282,7 +309,7 @@ impl Open {
             }
         };
         match transport {
-            Transport::Tcp => put(head, l4 + TCP_FLAGS, &[first.flags() | self.end_flags]),
+            Transport::Tcp => put(head, l4 + 12, &(first.flags() | self.end_flags).to_be_bytes()),
             Transport::Udp => put(head, l4 + 4, &low16(l4_len)),
         }
         let mut sum = Sum::default();
@@ -309,7 +336,8 @@ impl Open {
     }
 
     fn first<'f>(&self, frames: &[&'f [u8]]) -> Segment<'f> {
-        Segment { frame: frames.get(self.first).copied().unwrap_or_default(), layout: self.layout }
+        let frame = frames.get(self.first).copied().unwrap_or_default();
+        Segment { frame, layout: self.layout, headers: self.headers }
     }
 }
 

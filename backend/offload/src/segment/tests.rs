@@ -377,7 +377,8 @@ fn ipv6_headers_that_change_the_packet_are_refused() {
     };
     assert_eq!(refused(&[&[6, 0, 3, 1, 0, 0, 0, 0]], 43), Some(Misfit::Protocol), "not there yet");
     assert_eq!(refused(&[&[6, 0, 0, 1, 0, 0, 0, 0]], 44), Some(Misfit::Protocol), "a fragment");
-    assert_eq!(refused(&[&[0; 8][..]; 30], 0), Some(Misfit::Head), "more than is read");
+    assert_eq!(refused(&[&[60, 0, 0, 0, 0, 0, 0, 0][..]; 30], 60), Some(Misfit::Head), "more than is read");
+    assert_eq!(refused(&[&[0; 8], &[6, 0, 0, 0, 0, 0, 0, 0]], 0), Some(Misfit::Protocol), "not the first");
     let home = |before: &[u8], next| {
         [&[next, 2][..], before, &[201, 16], &[9; 16], &[1, 2, 0, 0]].concat()[..24].to_vec()
     };
