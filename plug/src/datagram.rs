@@ -121,14 +121,16 @@ pub(crate) fn send(
             continue;
         }
         match send_run(fd, framing, max_frame, rest, done.segments) {
-            Ok((Reached { frames: count, segments: part }, offered)) => {
+            Ok((Reached { frames: count, segments: part }, all)) => {
                 meter.sent(count, rest.iter().take(count).map(TxFrame::len).sum(), 0);
                 done.taken += count;
                 done.segments = if part > 0 { part } else { segments(done.taken) };
                 // The next one did not go: the socket is full, or that frame is at fault, which the next call tells. A look
-                // at the socket costs less than that call, which copies a frame before it fails; and to stop at a socket
-                // that is not full would leave a caller waiting who waits for an edge.
-                if count < offered && !is_writable(fd) {
+                // at the socket costs less than that call, which copies a frame before it fails, or cuts and sums the
+                // segments of a batch, to send the two for which there came to be room meanwhile and again the next: a
+                // sender that never rests, on a core that the receiver may need. To stop at a socket that is not full
+                // would leave a caller waiting who waits for an edge.
+                if !all && !is_writable(fd) {
                     break;
                 }
             }
@@ -149,34 +151,32 @@ pub(crate) fn send(
 }
 
 /// Sends from a run of good frames, up to the next bad one, which is rare, or to the size of a batch, what goes by one
-/// call; says how far it came and how many frames it offered. `segments` of the first one went before.
+/// call; says how far it came, and whether all that it offered went. `segments` of the first one went before.
 fn send_run(
     fd: BorrowedFd<'_>,
     framing: Framing,
     max_frame: usize,
     frames: &[TxFrame<'_>],
     segments: usize,
-) -> Result<(Reached, usize), Failure> {
+) -> Result<(Reached, bool), Failure> {
     let run = frames.iter().take_while(|frame| is_frame(frame, max_frame)).take(sys::BATCH);
     let complete = run.clone().take_while(|frame| frame.header.is_done());
     let complete_count = complete.clone().count();
-    // What is done here is not known to be all that was offered, so nothing follows from how far it came.
-    let reached = match framing {
+    match framing {
         Framing::Plain if complete_count > 0 => {
             let sent = sys::send_batch(fd, complete.map(|frame| frame.bufs))?;
-            return Ok((whole(sent), complete_count));
+            Ok((whole(sent), sent == complete_count))
         }
-        Framing::Plain => soft::send(fd, framing.prefix(), run, segments, max_frame)?,
+        Framing::Plain => soft::send(fd, framing.prefix(), run, segments, max_frame),
         Framing::Header | Framing::Packet => match send_with_headers(fd, framing, run.clone()) {
-            Ok(sent) => return Ok((whole(sent), run.count())),
+            Ok(sent) => Ok((whole(sent), sent == run.count())),
             // A header that this kernel does not know (UDP before Linux 6.2) or does not like: its work is done here.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) && complete_count == 0 => {
-                soft::send(fd, framing.prefix(), run.take(1), segments, max_frame)?
+                soft::send(fd, framing.prefix(), run.take(1), segments, max_frame)
             }
-            Err(error) => return Err(framing.failure(error)),
+            Err(error) => Err(framing.failure(error)),
         },
-    };
-    Ok((reached, 0))
+    }
 }
 
 /// Whether a socket has room for another frame, or an error to tell of.

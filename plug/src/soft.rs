@@ -47,14 +47,14 @@ struct Batch<'a> {
 }
 
 /// Does what the headers of frames ask for and sends as many datagrams as go by one call, each behind the bytes of
-/// `prefix`. `segments` of the first frame went before.
+/// `prefix`. `segments` of the first frame went before. Says how far it came, and whether all that it made went.
 pub(crate) fn send<'a>(
     fd: BorrowedFd<'_>,
     prefix: &'a [u8],
     frames: impl Iterator<Item = &'a TxFrame<'a>>,
     segments: usize,
     max_frame: usize,
-) -> Result<Reached, Failure> {
+) -> Result<(Reached, bool), Failure> {
     let mut batch = Batch::default();
     for (index, frame) in frames.enumerate() {
         let from = if index == 0 { segments } else { frame.segments };
@@ -86,7 +86,8 @@ pub(crate) fn send<'a>(
     let datagrams = ends.iter().map(|range| pieces.get(range.clone()).unwrap_or_default());
     let sent = sys::send_batch(fd, datagrams)?;
     let last = sent.checked_sub(1).and_then(|last| batch.datagrams.get(last));
-    last.map(|datagram| datagram.reached).ok_or(Failure::Again)
+    let all = sent == batch.datagrams.len();
+    last.map(|datagram| (datagram.reached, all)).ok_or(Failure::Again)
 }
 
 impl<'a> Batch<'a> {

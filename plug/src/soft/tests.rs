@@ -134,6 +134,22 @@ fn full_socket_neither_loses_nor_repeats_a_segment() {
 }
 
 #[test]
+fn a_batch_that_went_in_part_says_so() {
+    let (ours, theirs) = sockets();
+    let frame = tcp(60_000);
+    let pieces = [TxBuf::new(&frame)];
+    let frames = [TxFrame { header: TSO, ..TxFrame::new(&pieces) }];
+    let send = || send(ours.as_fd(), &[], frames.iter(), 0, FRAME_MAX);
+    let whole = Reached { frames: 1, segments: 0 };
+    assert!(matches!(send(), Ok((reached, true)) if reached == whole));
+    while matches!(send(), Ok((_, true))) {}
+    assert!(matches!(send(), Err(Failure::Again)));
+    assert!(receive(&theirs).is_some());
+    let one = Reached { frames: 0, segments: 1 };
+    assert!(matches!(send(), Ok((reached, false)) if reached == one));
+}
+
+#[test]
 fn resuming_behind_the_last_segment_drops_the_frame() {
     let (ours, theirs) = sockets();
     let frame = tcp(2500);
