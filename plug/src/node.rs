@@ -11,14 +11,14 @@
 //! | switch | the peer that was seen to have the address, else all | the same, or the owner |
 //!
 //! ```text
-//!  settings ─ place (directory) ─ server (thread) ─┬─ request ─ peer (two sockets)
-//!                                                  └─ relay ─ net (who gets what) ─┬─ table (addresses)
-//!                           owner ── send, recv ───────────┘                       └─ local ─ inbox (for the owner)
+//!  settings ─ place (directory) ─ threads ─┬─ server ─ request ─ peer (two sockets)
+//!                                          └─ relay ─ net (who gets what) ─┬─ table (addresses)
+//!                           owner ── send, recv ───────┘                   └─ local ─ inbox (for the owner)
 //! ```
 //!
 //! A thread of the node takes peers in and sees them off, so nobody has to call anything for that, and a process can join
 //! its own node. In a multi and a bonding the owner reads and writes the peers' sockets itself: no thread stands between.
-//! In a hub and a switch the thread moves frames between peers and leaves the owner's share in an inbox; and the owner may
+//! In a hub and a switch two threads move frames between peers and leave the owner's share in an inbox; and the owner may
 //! have several ports, between which frames pass without any thread or system call.
 //!
 //! Nobody ever waits for a peer: a frame that one does not take is lost for that one, and counted there. So the owner's
@@ -39,10 +39,10 @@ mod server;
 mod settings;
 mod sys;
 mod table;
+mod threads;
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
@@ -61,17 +61,13 @@ use net::Net;
 use place::Place;
 use server::Server;
 use settings::Settings;
-
-/// Stack of the thread, most of which holds batches of frames' headers.
-const STACK: usize = 256 << 10;
+use threads::Threads;
 
 /// A network that this process serves. It ends with the last of the process's ports on it.
 #[derive(Debug)]
 struct Node {
     net: Arc<Net>,
-    /// Readable when the thread is to end.
-    stop: Arc<OwnedFd>,
-    thread: Option<JoinHandle<()>>,
+    _threads: Threads,
 }
 
 /// A port of this process on such a network: the owner's link.
@@ -89,14 +85,12 @@ impl NodeLink {
         let net = Net::new(kind, options.offloads, &table).map_err(system("make a descriptor"))?;
         let net = Arc::new(net);
         let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
-        let stop = Arc::new(stop.map_err(system("make a descriptor"))?);
+        let stop = stop.map_err(system("make a descriptor"))?;
         let local = port(&net, options.offloads).map_err(system("make a descriptor"))?;
         let (place, listener) = Place::take(&path, &access)?;
         let server = Server::new(net.clone(), place, listener, &stop).map_err(system("make a descriptor"))?;
-        let builder = std::thread::Builder::new().name("node".into()).stack_size(STACK);
-        let thread = sys::without_signals(|| builder.spawn(move || server.run()))
-            .map_err(|source| NodeError::System { what: "start the network's thread", source })?;
-        Ok(Self { node: Arc::new(Node { net, stop, thread: Some(thread) }), local })
+        let threads = Threads::start(net.clone(), server, stop)?;
+        Ok(Self { node: Arc::new(Node { net, _threads: threads }), local })
     }
 }
 
@@ -113,19 +107,6 @@ impl Drop for NodeLink {
     /// Ends the port.
     fn drop(&mut self) {
         self.node.net.remove(self.local.port);
-    }
-}
-
-impl Drop for Node {
-    /// Ends the network: all peers see it, and nothing is left of it when this returns.
-    fn drop(&mut self) {
-        // It cannot fail: nobody else writes there.
-        let _ = rustix::io::write(&self.stop, &1_u64.to_ne_bytes());
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            log::error!("the thread of a network panicked");
-        }
     }
 }
 

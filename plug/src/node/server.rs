@@ -1,16 +1,16 @@
-//! A node's thread: takes in peers, sees them off, and, in a hub or a switch, moves frames between them.
+//! What happens at a node: takes in peers, sees them off, and, in a hub or a switch, says who sent something.
 //!
 //! Theory of operation. One level-triggered epoll set holds the listening socket, the streams of clients, and in a hub or
 //! a switch the peers' data sockets. A connection is *waiting* until its request is there whole, which for every honest
 //! client it is at once. There is a time limit for that only while somebody waits; an idle node never wakes up.
 //!
-//! Nobody can make the thread wait for him: all sockets are non-blocking, each peer gets one batch a turn. Nobody can
+//! Nobody can make a thread wait for him: all sockets are non-blocking, each peer gets one batch a turn. Nobody can
 //! make it spin: what is readable is read, or closed. Nobody can use up the process: connections that wait are few, and
 //! never more than there may be peers, the newest win; peers take at most half of the descriptors that the process may
 //! have, and those that left before they were heard make room for others. When descriptors run out all the
 //! same, nothing is accepted until a peer leaves or a second has passed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,7 +25,6 @@ use rustix::process::{Resource, getrlimit};
 use super::net::{Member, Net};
 use super::peer::Peer;
 use super::place::Place;
-use super::relay::Relay;
 use super::request::{REQUEST_MAX, Reading, decode};
 use super::table::Port;
 
@@ -37,6 +36,9 @@ const WAITING_MAX: usize = 64;
 
 /// Connections accepted in one turn.
 const ACCEPT_MAX: usize = 16;
+
+/// How many things that happened are asked for at once.
+const EVENTS_MAX: usize = 64;
 
 /// How long nothing is accepted when descriptors have run out.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -95,8 +97,16 @@ pub(super) struct Server {
     /// Nothing is accepted until then.
     paused: Option<Instant>,
     peers_max: usize,
-    /// Of a hub or a switch.
-    relay: Option<Relay>,
+    /// What happened and was not looked at yet.
+    ready: VecDeque<Source>,
+}
+
+/// What is left to be done by who asked.
+pub(super) enum Work {
+    /// This peer of a hub or a switch sent something.
+    Frames(Arc<Peer>),
+    /// This one leaves: what it sent before is to go where it should, then it is to be seen off.
+    Leaves(Arc<Peer>),
 }
 
 impl Server {
@@ -108,30 +118,45 @@ impl Server {
         // A peer has two descriptors, and half of all is left to the program.
         let limit = getrlimit(Resource::Nofile).current.and_then(|limit| usize::try_from(limit).ok());
         let peers_max = limit.map_or(PEERS_MAX, |limit| limit / 4).max(1);
-        let relay = net.relays().then(Relay::new);
-        let waiting = BTreeMap::new();
-        Ok(Self { net, place, listener, epoll, waiting, paused: None, peers_max, relay })
+        let (waiting, ready) = (BTreeMap::new(), VecDeque::new());
+        Ok(Self { net, place, listener, epoll, waiting, paused: None, peers_max, ready })
     }
 
-    /// Serves until the node is to end.
-    pub(super) fn run(mut self) {
-        let mut events: Vec<Event> = Vec::with_capacity(64);
+    /// Waits for what happens, until there is work for the caller. `None`: the node is to end.
+    pub(super) fn next(&mut self) -> Option<Work> {
         loop {
-            events.clear();
-            match epoll::wait(&self.epoll, spare_capacity(&mut events), self.time_left().as_ref()) {
-                Ok(_) | Err(Errno::INTR) => {}
-                Err(errno) => return log::error!("cannot serve the network any more: {errno}"),
-            }
-            for event in &events {
-                match Source::unpack(event.data) {
-                    Source::Stop => return,
-                    Source::Listener => self.accept(),
-                    Source::Stream(port) => self.hear(port),
-                    Source::Data(port) => self.relay(port),
+            let Some(source) = self.ready.pop_front() else {
+                self.wait()?;
+                continue;
+            };
+            let work = match source {
+                Source::Stop => return None,
+                Source::Listener => {
+                    self.accept();
+                    None
                 }
+                Source::Stream(port) => self.hear(port).map(Work::Leaves),
+                Source::Data(port) => self.net.peer(port).map(Work::Frames),
+            };
+            if work.is_some() {
+                return work;
             }
-            self.look_at_the_clock();
         }
+    }
+
+    /// Waits until something happens.
+    fn wait(&mut self) -> Option<()> {
+        self.look_at_the_clock();
+        let mut events: Vec<Event> = Vec::with_capacity(EVENTS_MAX);
+        match epoll::wait(&self.epoll, spare_capacity(&mut events), self.time_left().as_ref()) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => {
+                log::error!("cannot serve the network any more: {errno}");
+                return None;
+            }
+        }
+        self.ready.extend(events.iter().map(|event| Source::unpack(event.data)));
+        Some(())
     }
 
     /// Until something has to be done that no event announces.
@@ -186,21 +211,19 @@ impl Server {
             return log::debug!("cannot watch a peer: {errno}");
         }
         let waiting = Waiting { stream, until: Instant::now() + PATIENCE, request: Vec::new() };
-        self.waiting.insert(port, waiting);
-        self.hear(port);
+        self.read_request(port, waiting);
         if self.waiting.len() > WAITING_MAX.min(self.peers_max) {
             self.waiting.pop_first();
         }
     }
 
-    /// A client's stream is readable.
-    fn hear(&mut self, port: Port) {
+    /// A client's stream is readable: the peer that it belongs to, if that leaves.
+    fn hear(&mut self, port: Port) -> Option<Arc<Peer>> {
         if let Some(waiting) = self.waiting.remove(&port) {
-            return self.read_request(port, waiting);
+            self.read_request(port, waiting);
+            return None;
         }
-        if let Some(peer) = self.net.peer(port).filter(|peer| !peer.stays()) {
-            self.see_off(&peer);
-        }
+        self.net.peer(port).filter(|peer| !peer.stays())
     }
 
     fn read_request(&mut self, port: Port, mut waiting: Waiting) {
@@ -236,9 +259,9 @@ impl Server {
 
     /// Plugs a peer in, then tells it so: what is sent from that moment on is for it too.
     fn admit(&mut self, peer: &Arc<Peer>) {
-        let watched = match self.relay {
-            Some(_) => epoll::add(&self.epoll, peer.data(), Source::Data(peer.port).pack(), EventFlags::IN),
-            None => Ok(()),
+        let watched = match self.net.relays() {
+            true => epoll::add(&self.epoll, peer.data(), Source::Data(peer.port).pack(), EventFlags::IN),
+            false => Ok(()),
         };
         if let Err(errno) = watched.and_then(|()| self.net.plug(peer)).and_then(|()| peer.answer()) {
             log::debug!("refusing a peer: {errno}");
@@ -246,15 +269,10 @@ impl Server {
         }
     }
 
-    /// Ends a peer; what it sent before goes where it should.
-    fn see_off(&mut self, peer: &Arc<Peer>) {
-        if let Some(relay) = &mut self.relay {
-            // From here on nothing more comes, so the rest has an end.
-            peer.hang_up();
-            while relay.turn(&self.net, peer) {}
-            // Others may hold the descriptors for a moment; they fail if they were never watched.
-            let _ = epoll::delete(&self.epoll, peer.data());
-        }
+    /// Ends a peer.
+    pub(super) fn see_off(&mut self, peer: &Arc<Peer>) {
+        // Others may hold the descriptors for a moment; they fail if they were never watched.
+        let _ = epoll::delete(&self.epoll, peer.data());
         let _ = epoll::delete(&self.epoll, peer.stream());
         if let Err(errno) = self.place.remove(&peer.name) {
             log::debug!("cannot remove the data socket of a peer: {errno}");
@@ -262,13 +280,6 @@ impl Server {
         self.net.unplug(peer);
         if self.paused.is_some() {
             self.resume();
-        }
-    }
-
-    /// A peer's data socket is readable.
-    fn relay(&mut self, port: Port) {
-        if let (Some(relay), Some(peer)) = (&mut self.relay, self.net.peer(port)) {
-            relay.turn(&self.net, &peer);
         }
     }
 }

@@ -411,17 +411,20 @@ fn idle_node_never_wakes_up() {
             let place = Place::new();
             let owner = place.serve("switch");
             let _peer = place.join();
-            let line = |begin: &str| {
-                let tasks = fs::read_dir("/proc/self/task").expect("/proc");
-                let node = tasks.flatten().map(|task| task.path()).find(|task| {
-                    fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim() == "node")
-                });
-                let status = fs::read_to_string(node.expect("a thread").join("status")).expect("/proc");
-                status.lines().find(|line| line.starts_with(begin)).expect("a line").to_owned()
+            let lines = |begin: &str| {
+                let tasks = fs::read_dir("/proc/self/task").expect("/proc").flatten().map(|task| task.path());
+                let statuses = tasks.map(|task| fs::read_to_string(task.join("status")).expect("/proc"));
+                let nodes = statuses.filter(|status| status.starts_with("Name:\tnode\n"));
+                let line =
+                    |status: String| status.lines().find(|line| line.starts_with(begin)).map(str::to_owned);
+                nodes.map(|status| line(status).expect("a line")).collect::<Vec<_>>()
             };
-            // After the peer's handshake the thread goes to sleep once.
-            until("the thread sleeps", || line("State:").contains("sleeping"));
-            let switches = || line("voluntary_ctxt_switches");
+            // After the peer's handshake the threads go to sleep once.
+            until("the threads sleep", || {
+                let states = lines("State:");
+                states.len() == 2 && states.iter().all(|state| state.contains("sleeping"))
+            });
+            let switches = || lines("voluntary_ctxt_switches");
             let last = switches();
             let mut fds =
                 [rustix::event::PollFd::from_borrowed_fd(owner.data_fd(), rustix::event::PollFlags::IN)];

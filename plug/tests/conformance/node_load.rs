@@ -57,6 +57,30 @@ fn owner_misses_no_edge() {
 }
 
 #[test]
+fn batches_of_a_peer_stay_in_order() {
+    // Two threads carry them. No more than fits the receiver's queue, so all of them arrive.
+    let lens: Vec<usize> = (60..1400).collect();
+    let bytes = broadcast(1, 1400);
+    let bufs: Vec<_> = lens.iter().map(|len| [TxBuf::new(&bytes[..*len])]).collect();
+    let frames: Vec<_> = bufs.iter().map(|bufs| TxFrame::new(bufs)).collect();
+    for scheme in ["hub", "switch"] {
+        let place = Place::new();
+        let owner = place.serve(scheme);
+        let (from, to) = (place.join(), place.join());
+        for round in 0..20 {
+            let (mut sent, mut got, mut heard) = (0, Vec::new(), Vec::new());
+            until("all arrive", || {
+                sent += from.send(&frames[sent..]).expect("alive").taken;
+                got.extend(drain(&*to));
+                heard.extend(drain(&*owner));
+                got.len() == lens.len() && heard.len() == lens.len()
+            });
+            assert_eq!((&got, &heard), (&lens, &lens), "{scheme}, round {round}");
+        }
+    }
+}
+
+#[test]
 fn what_peers_sent_before_they_left_arrives() {
     // Frames of 64 peers that left wait for the owner, whatever else it does meanwhile; those of more need not.
     const PEERS: usize = 60;
