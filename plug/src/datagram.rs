@@ -22,12 +22,11 @@ use crate::sys;
 /// What is asked for as room for frames that the other side has not read yet; the kernel doubles it. It holds the frames
 /// of about four milliseconds at 10 Gbit/s: 1700 of 1514 bytes, or 60 of 64 KiB. The default, of which two such big frames
 /// fill the greater part, loses or stops every burst. An other side that never reads pins this much memory.
-const SEND_BUFFER: usize = 2 << 20;
+pub(crate) const SEND_BUFFER: usize = 2 << 20;
 
-/// Gives a socket as much room for frames as it may have.
-pub(crate) fn widen(socket: impl AsFd) -> Result<(), Errno> {
-    set_socket_send_buffer_size_force(&socket, SEND_BUFFER)
-        .or_else(|_| set_socket_send_buffer_size(&socket, SEND_BUFFER))
+/// Gives a socket so much room for frames, or as much as it may have.
+pub(crate) fn widen(socket: impl AsFd, bytes: usize) -> Result<(), Errno> {
+    set_socket_send_buffer_size_force(&socket, bytes).or_else(|_| set_socket_send_buffer_size(&socket, bytes))
 }
 
 /// What a datagram of a socket holds.

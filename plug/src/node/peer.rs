@@ -18,7 +18,7 @@ use super::table::Port;
 use crate::datagram::{self, Framing};
 use crate::link::{BIG_FRAME_MAX, Meter, RxFrame, TxFrame};
 use crate::vde::data_socket::{name_of, pin};
-use crate::vde::request::BIG_SUFFIX;
+use crate::vde::request::{BIG_SUFFIX, NODE_PREFIX};
 
 /// A peer.
 #[derive(Debug)]
@@ -49,7 +49,7 @@ impl Peer {
     ) -> Result<Self, Errno> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let data = socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None)?;
-        datagram::widen(&data)?;
+        datagram::widen(&data, datagram::SEND_BUFFER)?;
         // Connected before it has a name, so that nobody else can ever send to it.
         match &request.data_socket {
             ClientName::Abstract(name) => connect(&data, &SocketAddrUnix::new_abstract_name(name)?)?,
@@ -67,7 +67,7 @@ impl Peer {
         }
         let big = big && request.big;
         let suffix = if big { std::str::from_utf8(BIG_SUFFIX).unwrap_or_default() } else { "" };
-        let name = format!("fd{}{suffix}", stream.as_raw_fd());
+        let name = format!("{NODE_PREFIX}{}{suffix}", stream.as_raw_fd());
         let path = place.bind(&data, &name)?;
         Ok(Self {
             port,

@@ -32,9 +32,9 @@ use super::settings::Access;
 use crate::vde::data_socket::{chmod, is_client_name, name_of, pin};
 use crate::vde::request::{BIG_SUFFIX, SUN_PATH_LEN};
 
-/// Longest name of a directory: our sockets in it are called `/fdNNNNNNN+gso`, with a NUL behind; those of clients are
+/// Longest name of a directory: our sockets in it are called `/fd0NNNNNNN+gso`, with a NUL behind; those of clients are
 /// no longer.
-const DIRECTORY_MAX: usize = SUN_PATH_LEN - 1 - "/fdNNNNNNN+gso".len();
+const DIRECTORY_MAX: usize = SUN_PATH_LEN - 1 - "/fd0NNNNNNN+gso".len();
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 128;
@@ -283,7 +283,7 @@ fn entries(handle: impl AsFd) -> Result<Vec<(String, Stat)>, Errno> {
     Ok(entries)
 }
 
-/// Whether a name is one of those that networks leave behind beside `ctl`: a node's `fdN`, a client's `.PID-N`.
+/// Whether a name is one of those that networks leave behind beside `ctl`: a node's `fdN` or `fd0N`, a client's `.PID-N`.
 fn leaves(name: &str) -> bool {
     let bytes = name.as_bytes();
     let number = bytes.strip_prefix(b"fd").map(|rest| rest.strip_suffix(BIG_SUFFIX).unwrap_or(rest));

@@ -25,6 +25,10 @@ pub const ANSWER_LEN: usize = 2 + SUN_PATH_LEN;
 pub(crate) const BIG_WORD: &str = " gso=1";
 /// The end of the name of a data socket by which a node of this project says that both will exchange big frames.
 pub(crate) const BIG_SUFFIX: &[u8] = b"+gso";
+/// The beginning of the name of a data socket of a node of this project, before its number. The original's is `fd`, and its
+/// numbers do not begin with a zero: so a client knows that what it sends faster than others receive waits in long
+/// queues, and old ones see a number all the same.
+pub(crate) const NODE_PREFIX: &str = "fd0";
 
 /// What the switch shows for this plug: the caller's text, who we are, and where a remote user comes from.
 /// `big`: we take big frames.
