@@ -64,6 +64,8 @@ counters! {
     /// Dropped because a link was full, counted once per link: one of several, a single one that did not read for long, or
     /// that was still full when the guest's NIC went.
     tx_link_full,
+    /// Frames that entered the guest as a part of another, which `rx_frames` counts once.
+    rx_joined,
     /// Dropped: the header that the network gave it does not fit it.
     rx_bad_header,
     /// Dropped: shorter than an Ethernet header.
@@ -96,6 +98,6 @@ mod tests {
         counters.tx_frames.add(2);
         counters.tx_frames.add(3);
         assert_eq!(counters.list()[0], ("tx_frames", 5));
-        assert_eq!(counters.list().len(), 21);
+        assert_eq!(counters.list().len(), 22);
     }
 }

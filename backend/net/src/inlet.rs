@@ -226,3 +226,6 @@ impl Inlet {
         let _ = rustix::io::write(&queue.kick, &1u64.to_ne_bytes());
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -23,6 +23,8 @@
 mod backlog;
 pub mod counters;
 pub mod features;
+#[cfg(test)]
+mod guest;
 pub mod inlet;
 mod lend;
 mod pace;

@@ -1,20 +1,23 @@
 //! Frames from a link to the receive queues.
 //!
 //! # Theory of operation
-//! A batch is received by one call into *rooms* of private memory and delivered from there ([`Inlets::deliver`]). Receiving
-//! straight into the guest's buffers would save a copy of bytes that the kernel has just put into the cache, which is
-//! little beside what the kernel takes for a frame; and it would need a buffer before there is a frame, of which nobody
-//! knows yet how long it is, to which queue it goes, and whether it is one of several that the guest gets as one.
+//! A batch is received by one call into *rooms* of private memory. Consecutive segments of a flow in it are joined, as far
+//! as the guest takes that, and the result is delivered from there ([`Inlets::deliver`]). Receiving straight into the
+//! guest's buffers would save a copy of bytes that the kernel has just put into the cache, which is little beside what the
+//! kernel takes for a frame; and it would need buffers before there is a frame, of which nobody knows yet how long it is, to
+//! which queue it goes, and whether it is a part of a larger one.
 //!
 //! All rooms of a thread lie in one piece of memory, whose pages are touched only by frames as long as that. Many are of
 //! the longest complete frame for a link without offloads, few are of the longest frame of all for a link with them.
+//! Frames of the latter are not joined: who knows of large frames sends them.
 
-use offload::Header;
+use offload::coalesce::{Coalescer, Joined, Take};
 use offload::header::DATA_VALID;
 use vdeplug::link::{BIG_FRAME_MAX, FRAME_MAX};
-use vdeplug::{Link, LinkError, RxBuf, RxFrame, TxBuf, TxFrame};
+use vdeplug::{Header, Link, LinkError, RxBuf, RxFrame, TxBuf, TxFrame};
 
 use crate::counters::Counters;
+use crate::lend;
 use crate::steer::Inlets;
 
 /// Frames per batch: what the kernel takes in one call.
@@ -40,10 +43,12 @@ pub struct Round {
 }
 
 /// Reads links.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Reader {
     /// The rooms; none before the first batch.
     memory: Vec<u8>,
+    coalescer: Coalescer,
+    pieces: Vec<TxBuf<'static>>,
 }
 
 impl Reader {
@@ -55,13 +60,63 @@ impl Reader {
         counters: &Counters,
     ) -> Result<Round, LinkError> {
         self.memory.resize(BATCH * ROOM, 0);
-        let small = !link.offloads() && link.max_frame() <= FRAME_MAX;
+        let big = link.offloads();
+        let small = !big && link.max_frame() <= FRAME_MAX;
         let (count, distance) = if small { (BATCH, ROOM) } else { (BIG_BATCH, BIG_ROOM) };
         let mut received = [(Header::NONE, 0); BATCH];
         let received = received.get_mut(..count).unwrap_or_default();
         let got = receive(link, &mut self.memory, distance, received)?;
-        deliver(&self.memory, distance, received.get(..got).unwrap_or_default(), inlets, counters);
+        let received = received.get(..got).unwrap_or_default();
+        let takes = inlets.takes();
+        if big || !takes.csum {
+            deliver(&self.memory, distance, received, inlets, counters);
+        } else {
+            let take =
+                Take { csum: true, tcp4: takes.tso4, tcp6: takes.tso6, ecn: takes.ecn, udp: takes.uso };
+            self.join(distance, received, take, inlets, counters);
+        }
         Ok(Round { moved: got, drained: got < count })
+    }
+
+    /// Delivers what lies in rooms, joined.
+    fn join(
+        &mut self,
+        distance: usize,
+        received: &[(Header, usize)],
+        take: Take,
+        inlets: &Inlets,
+        counters: &Counters,
+    ) {
+        let mut frames: [&[u8]; BATCH] = [&[]; BATCH];
+        let rooms = self.memory.chunks_exact(distance).zip(received);
+        let whole = rooms.filter_map(|(room, (_, len))| room.get(..*len));
+        let count = frames.iter_mut().zip(whole).map(|(slot, frame)| *slot = frame).count();
+        counters.rx_too_long.add((received.len() - count) as u64);
+        let frames = frames.get(..count).unwrap_or_default();
+        self.coalescer.join(frames, take);
+        let mut pieces = lend::recycle(std::mem::take(&mut self.pieces));
+        let mut whole = [(Header::NONE, 0); BATCH];
+        let mut joined_count = 0;
+        for (slot, joined) in whole.iter_mut().zip(self.coalescer.frames()) {
+            let Joined { header, head, parts, .. } = joined;
+            if !head.is_empty() {
+                pieces.push(TxBuf::new(head));
+            }
+            let bytes = |part: &offload::coalesce::Part| frames.get(part.frame)?.get(part.range.clone());
+            pieces.extend(parts.iter().filter_map(bytes).map(TxBuf::new));
+            *slot = (header, pieces.len());
+            joined_count += 1;
+        }
+        counters.rx_joined.add((count - joined_count) as u64);
+        let mut start = 0;
+        let frames: [TxFrame<'_>; BATCH] = std::array::from_fn(|index| {
+            let (header, end) = whole.get(index).copied().unwrap_or_default();
+            let bufs = pieces.get(start..end).unwrap_or_default();
+            start = end;
+            TxFrame { bufs, header, segments: 0 }
+        });
+        inlets.deliver(frames.get(..joined_count).unwrap_or_default());
+        self.pieces = lend::recycle(pieces);
     }
 }
 
@@ -83,7 +138,7 @@ fn receive(
     Ok(got)
 }
 
-/// Delivers what lies in rooms.
+/// Delivers what lies in rooms, as it is.
 fn deliver(
     memory: &[u8],
     distance: usize,

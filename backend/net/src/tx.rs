@@ -21,6 +21,7 @@ use vring::buf::read_chain;
 use crate::counters::{Counter, Counters};
 use crate::lend;
 use crate::queue::Queue;
+use crate::steer::Inlets;
 
 /// Chains per batch. Past 8 a larger batch gains nothing in the kernel, whose cost is per frame; it does save calls to
 /// the guest and looks at the ring.
@@ -38,6 +39,12 @@ pub struct Links<'a> {
     pub up: &'a [(usize, Arc<dyn Link>)],
     /// A single one does not stop the queue when it is full.
     pub lossy: bool,
+}
+
+/// Who sends: a queue pair of a NIC, which is where answers are best received.
+pub struct Sender<'a> {
+    pub inlets: &'a Inlets,
+    pub pair: usize,
 }
 
 /// What a batch did.
@@ -64,6 +71,7 @@ struct Frame {
 /// Sends one batch.
 pub fn round(
     queue: &mut Queue,
+    sender: &Sender<'_>,
     links: &Links<'_>,
     scratch: &mut Scratch,
     counters: &Counters,
@@ -86,7 +94,7 @@ pub fn round(
         }
     }
     let frames = frames.get(..count).unwrap_or_default();
-    let sent = send(queue, frames, links, scratch, counters, &mut round);
+    let sent = send(queue, frames, sender, links, scratch, counters, &mut round);
     // Chains up to the first frame that was not taken are used up, those of dropped frames among them.
     round.used = frames.get(sent.taken).map_or(available, |f| f.chain);
     for (chain, drop) in (0..round.used).zip(dropped) {
@@ -137,6 +145,7 @@ fn check<'c>(queue: &Queue, chain: usize, counters: &'c Counters) -> Result<Fram
 fn send(
     queue: &Queue,
     frames: &[Frame],
+    sender: &Sender<'_>,
     links: &Links<'_>,
     scratch: &mut Scratch,
     counters: &Counters,
@@ -165,6 +174,7 @@ fn send(
         start = end;
     }
     let batch = batch.get(..frames.len()).unwrap_or_default();
+    sender.inlets.sent(sender.pair, batch);
     let (sent, passed) = offer(batch, links, counters, round);
     if round.lost.len() == links.up.len() {
         counters.tx_no_link.add(batch.len() as u64);

@@ -467,7 +467,8 @@ impl State {
     fn tx_round(&mut self) -> usize {
         let Some(queue) = self.tx.as_mut().filter(|_| self.blocked.is_none()) else { return 0 };
         let links = tx::Links { up: &self.up, lossy: self.lossy };
-        let round = tx::round(queue, &links, &mut self.tx_scratch, &self.counters, &self.name);
+        let sender = tx::Sender { inlets: &self.inlets, pair: self.pair };
+        let round = tx::round(queue, &sender, &links, &mut self.tx_scratch, &self.counters, &self.name);
         self.lossy &= !round.carried;
         if let Some(index) = round.blocked {
             self.blocked = Some(Blocked { index, until: Instant::now() + PATIENCE });

@@ -310,6 +310,46 @@ fn every_queue_pair_sends() {
 }
 
 #[test]
+fn answers_arrive_at_the_queue_pair_that_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let switch = Switch::start(&dir.path().join("sw"));
+    let socket = dir.path().join("n0");
+    let nic = format!("socket-path={},link={},queues=4", socket.display(), switch.path.display());
+    let _backend = Backend::start(&["--nic", &nic], &socket);
+    let mut driver = Driver::connect(&socket, MODERN | MQ, 4);
+    let station = switch.station();
+    for pair in 0..4 {
+        driver.queues[2 * pair].post(40, 1600);
+        driver.queues[2 * pair].kick();
+    }
+    let datagram = |from: u16, to: u16| {
+        let mut frame = Vec::new();
+        let packet =
+            PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [0xff; 6]).ipv4([10, 0, 0, 1], [10, 0, 0, 1], 64);
+        packet.udp(from, to).write(&mut frame, b"knock").unwrap();
+        frame
+    };
+    for (port, pair) in [(1000, 3), (1001, 1), (1000, 0), (1002, 2), (1000, 2)] {
+        let tx = &mut driver.queues[2 * pair + 1];
+        tx.send(&[0; 12], &datagram(port, 53), 2000);
+        tx.used();
+        assert_eq!(station.receive(LIMIT).unwrap(), datagram(port, 53));
+        for _ in 0..3 {
+            station.send(&datagram(53, port));
+            assert_eq!(driver.queues[2 * pair].used().1, 12 + 47);
+        }
+    }
+    for port in 2000..2100 {
+        station.send(&datagram(53, port));
+    }
+    let seen = |driver: &Driver, pair: usize| driver.queues[2 * pair].used_idx();
+    wait_for("all of a hundred flows", || {
+        ((0..4).map(|pair| seen(&driver, pair)).sum::<u16>() == 115).then_some(())
+    });
+    assert!((0..4).all(|pair| seen(&driver, pair) > 10), "they spread over all queues");
+}
+
+#[test]
 fn several_links_all_get_what_is_sent_and_all_deliver() {
     let dir = tempfile::tempdir().unwrap();
     let switches = ["a", "b"].map(|name| Switch::start(&dir.path().join(name)));

@@ -5,6 +5,7 @@ mod combinations;
 mod data;
 mod dpdk;
 mod driver;
+mod joined;
 mod life;
 mod offload;
 mod pace;

@@ -15,19 +15,19 @@ use crate::driver::{
 use crate::world::{Backend, LIMIT, Station, Switch};
 
 const TX: u64 = VERSION_1 | EVENT_IDX | INDIRECT | CSUM | HOST_TSO4 | HOST_TSO6 | HOST_ECN | HOST_USO;
-const RX: u64 = VERSION_1 | EVENT_IDX | GUEST_CSUM | GUEST_TSO4 | GUEST_TSO6 | GUEST_ECN;
+pub const RX: u64 = VERSION_1 | EVENT_IDX | GUEST_CSUM | GUEST_TSO4 | GUEST_TSO6 | GUEST_ECN;
 const QUIET: Duration = Duration::from_millis(150);
 
-const TCPV4: u8 = 1;
-const TCPV6: u8 = 4;
+pub const TCPV4: u8 = 1;
+pub const TCPV6: u8 = 4;
 const UDP: u8 = 5;
 
-fn pattern(len: usize) -> Vec<u8> {
+pub fn pattern(len: usize) -> Vec<u8> {
     (0..len).map(|at| (at * 7 + at / 256).to_le_bytes()[0]).collect()
 }
 
 /// A frame with this payload and the header by which it is to be segmented.
-fn frame(kind: u8, payload: &[u8], size: u16) -> (Header, Vec<u8>) {
+pub fn frame(kind: u8, payload: &[u8], size: u16) -> (Header, Vec<u8>) {
     let ethernet = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [0xff; 6]);
     let mut frame = Vec::new();
     let v4 = ([10, 0, 0, 1], [10, 0, 0, 2]);
@@ -94,7 +94,7 @@ fn backend(link: &Path, socket: &Path) -> Backend {
 }
 
 /// What a back end says when its front end has gone.
-fn counters(driver: Driver, mut backend: Backend) -> String {
+pub fn counters(driver: Driver, mut backend: Backend) -> String {
     drop(driver);
     backend.terminate();
     backend.stderr()
@@ -185,8 +185,8 @@ fn tx_needs_what_was_negotiated() {
 }
 
 /// One end of a cable that knows all about big frames, or nothing: what stands for a node, and does as it is told.
-struct Node {
-    data: UnixDatagram,
+pub struct Node {
+    pub data: UnixDatagram,
     _control: UnixStream,
 }
 
@@ -228,7 +228,7 @@ impl Node {
 }
 
 /// A driver's NIC on such a cable, whose data socket has that name.
-fn cable(features: u64, name: &'static str) -> (Driver, Node, Backend, tempfile::TempDir) {
+pub fn cable(features: u64, name: &'static str) -> (Driver, Node, Backend, tempfile::TempDir) {
     let dir = tempfile::tempdir().unwrap();
     let node = Node::start(dir.path(), name);
     let socket = dir.path().join("n0");
@@ -267,7 +267,7 @@ fn tx_big_frame_goes_whole_to_who_takes_it_whole() {
 }
 
 /// The next frame that the driver has: its header and its bytes. `buffers` are those posted, by head.
-fn take(rx: &mut Queue, buffers: &[u64]) -> (Header, Vec<u8>) {
+pub fn take(rx: &mut Queue, buffers: &[u64]) -> (Header, Vec<u8>) {
     let (mut all, mut count, mut index) = (Vec::new(), 1, 0);
     while index < count {
         let (head, len) = rx.used();

@@ -140,6 +140,21 @@ impl Backend {
         text
     }
 
+    /// Does something while no thread of it runs.
+    pub fn stopped(&self, act: impl FnOnce()) {
+        use rustix::process::{Pid, Signal, kill_process};
+        let pid = Pid::from_child(&self.child);
+        kill_process(pid, Signal::STOP).unwrap();
+        wait_for("all threads to stop", || {
+            let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+            let mut stats =
+                tasks.map(|task| std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap());
+            stats.all(|stat| stat.rsplit(") ").next().unwrap().starts_with('T')).then_some(())
+        });
+        act();
+        kill_process(pid, Signal::CONT).unwrap();
+    }
+
     /// Asks it to end and returns its exit status.
     pub fn terminate(&mut self) -> Option<i32> {
         let pid = rustix::process::Pid::from_child(&self.child);
