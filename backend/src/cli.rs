@@ -7,10 +7,12 @@ use std::io::Write;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{ArgAction, Parser, ValueEnum, value_parser};
 use log::LevelFilter;
+use vdeplug::{Link, OpenError, OpenOptions};
 
 use crate::{Failure, Status};
 
@@ -130,6 +132,9 @@ pub struct NicConfig {
     pub queues: u16,
 }
 
+/// How the network that a locator names is opened.
+pub type Opener = fn(&str, &OpenOptions) -> Result<Arc<dyn Link>, OpenError>;
+
 /// All that is going to be served.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -139,6 +144,8 @@ pub struct Config {
     pub description: String,
     /// How long queue pairs go on looking for frames after the last one.
     pub poll: Duration,
+    /// [`vdeplug::open`], unless a program over this library knows further networks.
+    pub open: Opener,
     /// Its closing ends us.
     pub lifeline: Option<RawFd>,
     /// Removed at the end.
@@ -194,7 +201,7 @@ impl TryFrom<Cli> for Config {
         }
         let Cli { description, poll_us, lifeline_fd, private_dir, .. } = cli;
         let poll = Duration::from_micros(poll_us);
-        Ok(Self { nics, description, poll, lifeline: lifeline_fd, private_dir })
+        Ok(Self { nics, description, poll, open: vdeplug::open, lifeline: lifeline_fd, private_dir })
     }
 }
 

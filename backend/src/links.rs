@@ -13,7 +13,7 @@ use rustix::fd::OwnedFd;
 use vdeplug::{Link, LinkError, OpenOptions};
 use virtio_net::LinkLost;
 
-use crate::cli::NicConfig;
+use crate::cli::{NicConfig, Opener};
 use crate::{Failure, Status, sentence};
 
 const FIRST_DELAY: Duration = Duration::from_millis(100);
@@ -65,10 +65,18 @@ impl Reporter {
 /// The links that NICs of this process have by their locators, so that a hub or a switch that it serves need not be
 /// reached from outside by the second of its NICs: that one gets a port of its own on it. All ports of one opening take
 /// unfinished frames, or none does, so those of virtio NICs and of others stay apart.
-#[derive(Debug, Default)]
-pub struct Opened(HashMap<(String, bool), Weak<dyn Link>>);
+#[derive(Debug)]
+pub struct Opened {
+    open: Opener,
+    links: HashMap<(String, bool), Weak<dyn Link>>,
+}
 
 impl Opened {
+    /// None yet.
+    pub fn new(open: Opener) -> Self {
+        Self { open, links: HashMap::new() }
+    }
+
     /// Opens all links of a NIC, or says which one cannot be opened and why.
     pub fn open_all(
         &mut self,
@@ -80,12 +88,12 @@ impl Opened {
 
     fn open(&mut self, locator: &str, options: &OpenOptions) -> Result<Arc<dyn Link>, Failure> {
         let key = (locator.to_owned(), options.offloads);
-        if let Some(port) = self.0.get(&key).and_then(Weak::upgrade).and_then(|link| link.another()) {
+        if let Some(port) = self.links.get(&key).and_then(Weak::upgrade).and_then(|link| link.another()) {
             return Ok(port);
         }
-        let link = vdeplug::open(locator, options);
+        let link = (self.open)(locator, options);
         let link = link.map_err(|e| Failure::new(Status::Network, sentence(&e)))?;
-        self.0.insert(key, Arc::downgrade(&link));
+        self.links.insert(key, Arc::downgrade(&link));
         Ok(link)
     }
 }
@@ -123,20 +131,21 @@ pub fn reopen(
     link: usize,
     locator: String,
     mut delay: Duration,
+    open: Opener,
     options: OpenOptions,
     reporter: Reporter,
 ) {
-    let open = move || {
+    let work = move || {
         loop {
             std::thread::sleep(delay);
-            match vdeplug::open(&locator, &options) {
+            match open(&locator, &options) {
                 Ok(opened) => return reporter.tell(nic, link, News::Open(opened)),
                 Err(error) => log::debug!("nic{nic}: {}", sentence(&error)),
             }
             delay = (delay * 2).min(LAST_DELAY);
         }
     };
-    if let Err(error) = std::thread::Builder::new().name("reopen".into()).spawn(open) {
+    if let Err(error) = std::thread::Builder::new().name("reopen".into()).spawn(work) {
         log::error!("nic{nic}: cannot start a thread to reopen link {link}: {error}");
     }
 }

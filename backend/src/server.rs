@@ -18,7 +18,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use vdeplug::OpenOptions;
 use vhost_user::Error;
 
-use crate::cli::{Config, NicConfig, Protocol};
+use crate::cli::{Config, NicConfig, Opener, Protocol};
 use crate::front::Front;
 use crate::links::{self, LinkEvent, News, Opened, Patience, Reporter};
 use crate::socket::{self, Entrance, OwnName};
@@ -97,6 +97,7 @@ pub struct Server {
     reporter: Reporter,
     description: String,
     poll: Duration,
+    open: Opener,
     served: Vec<Served>,
 }
 
@@ -125,9 +126,10 @@ impl Server {
             reporter: Reporter { sender, wake },
             description: config.description,
             poll: config.poll,
+            open: config.open,
             served: Vec::new(),
         };
-        let mut opened = Opened::default();
+        let mut opened = Opened::new(config.open);
         for nic in config.nics {
             server.add_nic(nic, &mut opened, &mut inherited)?;
         }
@@ -272,7 +274,8 @@ impl Server {
                     state.up = false;
                     log::warn!("{}: link '{locator}' is down ({reason}); trying to get it back", served.name);
                     let (options, reporter) = (served.options.clone(), self.reporter.clone());
-                    links::reopen(nic, link, locator.clone(), state.patience.lost(), options, reporter);
+                    let delay = state.patience.lost();
+                    links::reopen(nic, link, locator.clone(), delay, self.open, options, reporter);
                 }
                 News::Open(opened) => {
                     state.up = true;

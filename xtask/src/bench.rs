@@ -3,6 +3,7 @@
 //! | area | module | what stands side by side |
 //! |---|---|---|
 //! | `guest` | `guest.rs` | pairs of QEMU guests, and a guest and a namespace |
+//! | `virtio-user` | `virtio_user.rs` | DPDK's virtio driver in front of our back end, of DPDK's and of Open vSwitch |
 //! | `cost` | `cost.rs` | CPU and wake-ups of a back end |
 //! | `plug` | `plug.rs` | our VDE library and Debian's |
 //!
@@ -24,6 +25,7 @@ mod plot;
 mod plug;
 mod report;
 mod usage;
+mod virtio_user;
 
 use std::time::Duration;
 
@@ -49,6 +51,8 @@ pub struct Args {
 enum Area {
     /// Guest to guest, and guest to namespace: TCP, UDP, round trips, pktgen
     Guest(Options),
+    /// Back ends behind DPDK's virtio driver
+    VirtioUser(Options),
     /// CPU and wake-ups of a back end
     Cost(Options),
     /// The VDE library: client, nodes and pairs, beside Debian's
@@ -57,12 +61,13 @@ enum Area {
 
 impl Area {
     fn all(options: &Options) -> Vec<Self> {
-        [Self::Guest, Self::Cost, Self::Plug].map(|area| area(options.clone())).to_vec()
+        [Self::Guest, Self::VirtioUser, Self::Cost, Self::Plug].map(|area| area(options.clone())).to_vec()
     }
 
     const fn name(&self) -> &'static str {
         match self {
             Self::Guest(_) => "guest",
+            Self::VirtioUser(_) => "virtio-user",
             Self::Cost(_) => "cost",
             Self::Plug(_) => "plug",
         }
@@ -70,7 +75,9 @@ impl Area {
 
     const fn options(&self) -> &Options {
         match self {
-            Self::Guest(options) | Self::Cost(options) | Self::Plug(options) => options,
+            Self::Guest(options) | Self::VirtioUser(options) | Self::Cost(options) | Self::Plug(options) => {
+                options
+            }
         }
     }
 
@@ -78,6 +85,7 @@ impl Area {
     fn lines(&self) -> Vec<String> {
         match self {
             Self::Guest(_) => guest::names(),
+            Self::VirtioUser(_) => virtio_user::names(),
             Self::Cost(_) => cost::names(),
             Self::Plug(_) => plug::names(),
         }
@@ -86,6 +94,7 @@ impl Area {
     fn measure(&self, bench: &mut Bench) -> Result<()> {
         match self {
             Self::Guest(_) => guest::run(bench),
+            Self::VirtioUser(_) => virtio_user::run(bench),
             Self::Cost(_) => cost::run(bench),
             Self::Plug(_) => plug::run(bench),
         }

@@ -4,6 +4,8 @@
 //! end what became of the frames.
 
 use std::fs::File;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -55,6 +57,18 @@ impl BackEnd {
     /// The process id.
     pub fn pid(&self) -> u32 {
         self.child.pid()
+    }
+
+    /// The features that it offers to a front end on `socket`, by a connection that ends at once.
+    pub fn features(&self, socket: &Path) -> Result<u64> {
+        let mut stream = UnixStream::connect(socket)?;
+        stream.set_read_timeout(Some(LIMIT))?;
+        // GET_FEATURES, version 1, no payload; the answer has 8 bytes behind such a header.
+        let ask = [1u32, 1, 0].map(u32::to_ne_bytes).concat();
+        stream.write_all(&ask)?;
+        let (mut header, mut features) = ([0; 12], [0; 8]);
+        stream.read_exact(&mut header).and_then(|()| stream.read_exact(&mut features))?;
+        Ok(u64::from_ne_bytes(features))
     }
 
     /// What it said so far.
