@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use vdeplug::{Link, TxBuf, TxFrame};
+use vdeplug::{Link, Receiver, TxBuf, TxFrame};
 use vhost_user::{Device, StartedRing};
 use virtio_net::{Inlets, LinkLost, Side, Start, Worker, features};
 use vring::Direction;
@@ -38,6 +38,9 @@ impl Nic {
             Some(slot) => *slot = Arc::downgrade(link),
             None => self.links.push(Arc::downgrade(link)),
         }
+        let receiver: Arc<dyn Receiver> = self.inlets.clone();
+        // Whatever a link does not deliver itself, the workers fetch.
+        link.deliver_to(&receiver);
         for worker in &self.workers {
             worker.set_link(index, link.clone());
         }

@@ -392,9 +392,9 @@ pub enum LinkError {
 
 /// Who takes frames in the moment in which they come, and in memory that is somebody else's ([`Link::deliver_to`]).
 pub trait Receiver: fmt::Debug + Send + Sync {
-    /// Takes frames without waiting, and returns how many of them it dropped. Their memory is only lent for the call.
-    /// Headers are held against their frames already, but in memory that others may write meanwhile.
-    fn deliver(&self, frames: &[TxFrame<'_>]) -> usize;
+    /// Takes frames without waiting; what it has no room for it drops. Their memory is only lent for the call, and others
+    /// may write it meanwhile: headers were held against their frames before, and have to be once more.
+    fn deliver(&self, frames: &[TxFrame<'_>]);
 }
 
 /// An open attachment to a network. Frames are Ethernet frames without FCS.

@@ -14,7 +14,7 @@
 use offload::coalesce::{Coalescer, Joined, Take};
 use offload::header::DATA_VALID;
 use vdeplug::link::{BIG_FRAME_MAX, FRAME_MAX};
-use vdeplug::{Header, Link, LinkError, RxBuf, RxFrame, TxBuf, TxFrame};
+use vdeplug::{Header, Link, LinkError, Receiver, RxBuf, RxFrame, TxBuf, TxFrame};
 
 use crate::counters::Counters;
 use crate::lend;

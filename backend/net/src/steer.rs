@@ -15,7 +15,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use vdeplug::TxFrame;
+use vdeplug::{Receiver, TxFrame};
 
 use crate::features::Offloads;
 use crate::inlet::Inlet;
@@ -52,19 +52,6 @@ impl Inlets {
     /// The inlets, in the order of their queue pairs.
     pub fn iter(&self) -> impl Iterator<Item = &Inlet> {
         self.inlets.iter()
-    }
-
-    /// Delivers frames, those of a flow in order. To a guest that has no live queue they are lost, and counted.
-    pub fn deliver(&self, frames: &[TxFrame<'_>]) {
-        let mut live = self.inlets.iter().filter(|inlet| inlet.is_live());
-        match (live.next(), live.next()) {
-            (Some(_), Some(_)) => frames.chunks(BATCH).for_each(|batch| self.spread(batch)),
-            (only, _) => {
-                if let Some(inlet) = only.or(self.inlets.first()) {
-                    inlet.deliver(frames.iter());
-                }
-            }
-        }
     }
 
     /// Delivers a batch to several queues.
@@ -120,6 +107,21 @@ impl Inlets {
     /// What the guest's driver takes undone.
     pub fn takes(&self) -> Offloads {
         self.inlets.iter().find(|inlet| inlet.is_live()).map(Inlet::takes).unwrap_or_default()
+    }
+}
+
+impl Receiver for Inlets {
+    /// Delivers frames, those of a flow in order. To a guest that has no live queue they are lost, and counted.
+    fn deliver(&self, frames: &[TxFrame<'_>]) {
+        let mut live = self.inlets.iter().filter(|inlet| inlet.is_live());
+        match (live.next(), live.next()) {
+            (Some(_), Some(_)) => frames.chunks(BATCH).for_each(|batch| self.spread(batch)),
+            (only, _) => {
+                if let Some(inlet) = only.or(self.inlets.first()) {
+                    inlet.deliver(frames.iter());
+                }
+            }
+        }
     }
 }
 

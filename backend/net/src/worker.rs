@@ -52,10 +52,10 @@ pub enum Side {
 pub type LinkLost = Box<dyn Fn(usize, &LinkError) + Send>;
 
 enum Command {
-    Start(Side, Box<Start>),
+    Start(Side, Box<Start>, SyncSender<()>),
     Stop(Side, SyncSender<u16>),
     SetCall(Side, Option<OwnedFd>),
-    Enable(Side, bool),
+    Enable(Side, bool, SyncSender<()>),
     SetLink(usize, Arc<dyn Link>),
     Exit,
 }
@@ -87,16 +87,14 @@ impl Worker {
         Ok(Self { commands: sender, wake, thread })
     }
 
-    /// Runs a ring from now on.
+    /// Runs a ring; it runs when this returns.
     pub fn start(&self, side: Side, start: Start) {
-        self.command(Command::Start(side, Box::new(start)));
+        self.ask(|reply| Command::Start(side, Box::new(start), reply));
     }
 
     /// Stops a ring and returns its next available index; 0 if it did not run.
     pub fn stop(&self, side: Side) -> u16 {
-        let (reply, answer) = sync_channel(1);
-        self.command(Command::Stop(side, reply));
-        answer.recv().unwrap_or(0)
+        self.ask(|reply| Command::Stop(side, reply)).unwrap_or(0)
     }
 
     /// Replaces the call descriptor of a running ring.
@@ -104,14 +102,21 @@ impl Worker {
         self.command(Command::SetCall(side, call));
     }
 
-    /// Enables or disables a running ring.
+    /// Enables or disables a running ring. Who was told that it is enabled may count on getting what is sent from then on.
     pub fn enable(&self, side: Side, enabled: bool) {
-        self.command(Command::Enable(side, enabled));
+        self.ask(|reply| Command::Enable(side, enabled, reply));
     }
 
     /// Plugs a link in as number `index`, in place of one that was there.
     pub fn set_link(&self, index: usize, link: Arc<dyn Link>) {
         self.command(Command::SetLink(index, link));
+    }
+
+    /// Gives a command and waits until it was carried out. `None`: the thread is gone.
+    fn ask<T>(&self, command: impl FnOnce(SyncSender<T>) -> Command) -> Option<T> {
+        let (reply, answer) = sync_channel(1);
+        self.command(command(reply));
+        answer.recv().ok()
     }
 
     fn command(&self, command: Command) {
@@ -338,7 +343,10 @@ impl State {
         let _ = rustix::io::read(&self.wake, &mut [0u8; 8]);
         while let Ok(command) = self.commands.try_recv() {
             match command {
-                Command::Start(side, start) => self.start(side, *start),
+                Command::Start(side, start, reply) => {
+                    self.start(side, *start);
+                    let _ = reply.send(());
+                }
                 Command::Stop(side, reply) => {
                     let _ = reply.send(self.stop(side));
                 }
@@ -347,7 +355,10 @@ impl State {
                     // What was used under the old descriptor may not have been told.
                     queue.tell();
                 }),
-                Command::Enable(side, enabled) => self.change(side, |queue| queue.enabled = enabled),
+                Command::Enable(side, enabled, reply) => {
+                    self.change(side, |queue| queue.enabled = enabled);
+                    let _ = reply.send(());
+                }
                 Command::SetLink(index, link) => self.set_link(index, link),
                 Command::Exit => return false,
             }
