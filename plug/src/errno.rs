@@ -36,6 +36,7 @@ impl OpenError {
     /// The number in `errno.h` that says it best.
     pub fn errno(&self) -> i32 {
         let errno = match self {
+            Self::InFile { source, .. } => return source.errno(),
             Self::Locator(_) | Self::Option(_) | Self::UnknownGroup { .. } => Errno::INVAL,
             Self::Plugin(
                 PluginError::Missing { .. } | PluginError::BadScheme { .. } | PluginError::Unusable { .. },
@@ -109,6 +110,8 @@ mod tests {
         let dir = tempfile::tempdir().expect("temporary directory");
         let file = dir.path().join("file");
         std::fs::write(&file, "\n").expect("write");
+        let named = dir.path().join("named");
+        std::fs::write(&named, "no-such-scheme://\n").expect("write");
         let long = "x".repeat(200);
         let deep = dir.path().join(&long);
         std::fs::create_dir(&deep).expect("mkdir");
@@ -123,6 +126,7 @@ mod tests {
             (format!("{dir}[group=no such group]"), Errno::INVAL),
             (format!("{dir}[99999999999]"), Errno::INVAL),
             ("no-such-scheme://".to_owned(), Errno::PROTONOSUPPORT),
+            (named.display().to_string(), Errno::PROTONOSUPPORT),
             ("veth://no-such-one".to_owned(), Errno::NODEV),
             ("veth://lo[peer=a]".to_owned(), Errno::EXIST),
             ("tap://a/b".to_owned(), Errno::INVAL),

@@ -55,6 +55,17 @@ pub enum OpenError {
         source: io::Error,
     },
 
+    /// The locator that stands in a file could not be opened.
+    #[error(
+        "cannot open what the first line of {path:?} names; correct that line, or name the network itself"
+    )]
+    InFile {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: Box<OpenError>,
+    },
+
     /// An option given beside the locator is wrong.
     #[error("bad option: {0}")]
     Option(LocatorProblem),
@@ -246,6 +257,7 @@ impl OpenError {
     /// The coarse class of this error.
     pub fn kind(&self) -> OpenErrorKind {
         match self {
+            Self::InFile { source, .. } => source.kind(),
             Self::Node(error) => error.kind(),
             Self::Plugin(error) => error.kind(),
             Self::Ptp(error) => error.kind(),

@@ -229,23 +229,31 @@ impl Default for OpenOptions {
 /// # }
 /// ```
 pub fn open(locator: &str, options: &OpenOptions) -> Result<Arc<dyn Link>, OpenError> {
-    let Target { scheme, argument } = resolve::resolve(locator, std::env::var_os("HOME").as_deref())?;
-    Ok(match scheme.as_str() {
-        "vde" => Arc::new(vde::VdeLink::open(&VdeLocator::parse(&argument)?, options)?),
-        "tap" => Arc::new(kernel::TapLink::open(&argument, options)?),
-        "veth" => Arc::new(kernel::VethLink::open(&argument, options)?),
-        "ptp" => ptp::open(&argument, options)?,
-        "cmd" => Arc::new(cmd::CmdLink::open(&argument)?),
-        "udp" => Arc::new(udp::UdpLink::open(&argument)?),
-        "seqpacket" => Arc::new(seqpacket::SeqPacketLink::open(&argument)?),
-        "multi" => Arc::new(node::NodeLink::open(node::Kind::Multi, &argument, options)?),
-        "bonding" => Arc::new(node::NodeLink::open(node::Kind::Bonding, &argument, options)?),
-        "hub" => Arc::new(node::NodeLink::open(node::Kind::Hub, &argument, options)?),
-        "switch" => Arc::new(node::NodeLink::open(node::Kind::Switch, &argument, options)?),
+    let Target { scheme, argument, file } = resolve::resolve(locator, std::env::var_os("HOME").as_deref())?;
+    open_scheme(&scheme, &argument, options).map_err(|error| match file {
+        Some(path) => OpenError::InFile { path, source: Box::new(error) },
+        None => error,
+    })
+}
+
+/// Opens a link by the two parts of a locator.
+fn open_scheme(scheme: &str, argument: &str, options: &OpenOptions) -> Result<Arc<dyn Link>, OpenError> {
+    Ok(match scheme {
+        "vde" => Arc::new(vde::VdeLink::open(&VdeLocator::parse(argument)?, options)?),
+        "tap" => Arc::new(kernel::TapLink::open(argument, options)?),
+        "veth" => Arc::new(kernel::VethLink::open(argument, options)?),
+        "ptp" => ptp::open(argument, options)?,
+        "cmd" => Arc::new(cmd::CmdLink::open(argument)?),
+        "udp" => Arc::new(udp::UdpLink::open(argument)?),
+        "seqpacket" => Arc::new(seqpacket::SeqPacketLink::open(argument)?),
+        "multi" => Arc::new(node::NodeLink::open(node::Kind::Multi, argument, options)?),
+        "bonding" => Arc::new(node::NodeLink::open(node::Kind::Bonding, argument, options)?),
+        "hub" => Arc::new(node::NodeLink::open(node::Kind::Hub, argument, options)?),
+        "switch" => Arc::new(node::NodeLink::open(node::Kind::Switch, argument, options)?),
         "null" => Arc::new(null::NullLink::open()?),
         _ => {
-            locator::check_nested(&argument)?;
-            Arc::new(plugin::PluginLink::open(&scheme, &argument, options)?)
+            locator::check_nested(argument)?;
+            Arc::new(plugin::PluginLink::open(scheme, argument, options)?)
         }
     })
 }

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 
@@ -19,13 +19,20 @@ const LINE_MAX: u64 = 8192;
 pub(crate) struct Target {
     pub(crate) scheme: String,
     pub(crate) argument: String,
+    /// The file in whose first line they stood.
+    pub(crate) file: Option<PathBuf>,
 }
 
 impl Target {
     /// Reads text that is no file's name and not empty by default; without a scheme it is `vde` (VDE fact 3.1).
     fn new(text: &str) -> Self {
         let (scheme, argument) = split_scheme(text);
-        Self { scheme: scheme.unwrap_or("vde").into(), argument: argument.into() }
+        Self { scheme: scheme.unwrap_or("vde").into(), argument: argument.into(), file: None }
+    }
+
+    /// Reads the first line of such a file.
+    fn in_file(line: &str, path: &Path) -> Self {
+        Self { file: Some(path.into()), ..Self::new(line) }
     }
 }
 
@@ -36,7 +43,7 @@ pub(crate) fn resolve(text: &str, home: Option<&OsStr>) -> Result<Target, OpenEr
     }
     if !text.is_empty() {
         return Ok(match first_line(Path::new(text))? {
-            Some(line) => Target::new(&line),
+            Some(line) => Target::in_file(&line, Path::new(text)),
             None => Target::new(text),
         });
     }
@@ -45,7 +52,7 @@ pub(crate) fn resolve(text: &str, home: Option<&OsStr>) -> Result<Target, OpenEr
         if fs::symlink_metadata(&path).is_ok() {
             // The name is a path and nothing else: a home directory with `[` in it is no matter.
             return Ok(match first_line(&path)? {
-                Some(line) => Target::new(&line),
+                Some(line) => Target::in_file(&line, &path),
                 None => Target::new(&VdeLocator::new(path).to_string()),
             });
         }
@@ -82,7 +89,7 @@ mod tests {
 
     fn target(scheme: &str, argument: impl AsRef<Path>) -> Target {
         let argument = argument.as_ref().to_str().expect("ASCII").into();
-        Target { scheme: scheme.into(), argument }
+        Target { scheme: scheme.into(), argument, file: None }
     }
 
     #[test]
@@ -102,8 +109,9 @@ mod tests {
         fs::write(&inner, "null://").expect("write");
         fs::write(&outer, format!("{}\nnull://\n", inner.display())).expect("write");
         let resolve = |path: &Path| resolve(path.to_str().expect("ASCII"), None);
-        assert_eq!(resolve(&inner).expect("a scheme in a file"), target("null", ""));
-        assert_eq!(resolve(&outer).expect("a path in a file"), target("vde", &inner));
+        let in_file = |target, path: &Path| Target { file: Some(path.into()), ..target };
+        assert_eq!(resolve(&inner).expect("a scheme in a file"), in_file(target("null", ""), &inner));
+        assert_eq!(resolve(&outer).expect("a path in a file"), in_file(target("vde", &inner), &outer));
         fs::write(&inner, b"\xff\n").expect("write");
         let error = resolve(&inner).expect_err("bytes in a file");
         let text = error.to_string();

@@ -108,6 +108,26 @@ fn c_20_c_21_empty_locator_means_the_default() {
 }
 
 #[test]
+fn file_is_named_in_errors_about_its_first_line() {
+    let home = open_dir();
+    let file = home.path().join("net");
+    for (line, kind) in [
+        ("/nowhere/sw\n", OpenErrorKind::NotFound),
+        ("vde:///nowhere[nosuchkey=1]", OpenErrorKind::Usage),
+        ("no-such-scheme://", OpenErrorKind::Usage),
+    ] {
+        fs::write(&file, line).expect("write");
+        let error = vdeplug::open(file.to_str().expect("ASCII"), &impatient()).expect_err(line);
+        let alone = vdeplug::open(line.trim_end(), &impatient()).expect_err(line);
+        assert!(error.to_string().contains(&format!("the first line of {file:?}")), "{error}");
+        let cause = std::error::Error::source(&error).expect("a cause");
+        assert_eq!(cause.to_string(), alone.to_string());
+        assert_eq!((error.kind(), error.errno()), (alone.kind(), alone.errno()), "{line}");
+        assert_eq!(error.kind(), kind, "{line}");
+    }
+}
+
+#[test]
 fn names_of_no_switch_say_what_is_there() {
     let home = open_dir();
     let at = |name: &str| home.path().join(name).to_str().expect("ASCII").to_owned();
