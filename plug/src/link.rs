@@ -29,6 +29,9 @@ pub const FRAME_MIN: usize = 14;
 /// How many pieces one frame may consist of (the kernel's limit).
 pub const PIECES_MAX: usize = 1024;
 
+/// What `recv_one` passes over at most: whoever sends without end what is no frame holds up nobody.
+const PASSED_MAX: usize = 64;
+
 /// A piece of a frame to be sent. Layout of `struct iovec`.
 #[repr(transparent)]
 #[derive(Clone, Copy)]
@@ -137,22 +140,9 @@ impl<'a> TxFrame<'a> {
 
     /// The same, looked for from where the last one was.
     pub(crate) fn read_near(&self, place: &mut Place, offset: usize, to: &mut [u8]) -> usize {
-        let (bufs, mut offset) = self.find(place, offset);
-        let mut done = 0;
-        for piece in bufs {
-            let Some(room) = to.get_mut(done..).filter(|room| !room.is_empty()) else { break };
-            let count = piece.len().saturating_sub(offset).min(room.len());
-            if count > 0 {
-                let from = piece.0.iov_base.cast::<u8>().wrapping_add(offset);
-                // SAFETY: whoever made the piece promised that its bytes are readable, and `offset + count` is at
-                // most their number; `room` is private memory of at least `count` bytes. A writer on the other side
-                // of a shared mapping makes the copy hold any bytes and nothing worse.
-                unsafe { std::ptr::copy_nonoverlapping(from, room.as_mut_ptr(), count) };
-            }
-            done += count;
-            offset = offset.saturating_sub(piece.len());
-        }
-        done
+        let (bufs, offset) = self.find(place, offset);
+        // SAFETY: whoever made the pieces promised that their bytes are readable.
+        unsafe { gather(bufs.iter().map(|piece| &piece.0), offset, to) }
     }
 
     /// Appends the frame's bytes from `range` as pieces.
@@ -256,21 +246,9 @@ impl<'a> RxFrame<'a> {
     }
 
     /// Copies bytes that are there from `offset` on; returns how many there were.
-    fn read_at(&self, mut offset: usize, to: &mut [u8]) -> usize {
-        let mut done = 0;
-        for piece in self.bufs.iter().take(PIECES_MAX) {
-            let Some(room) = to.get_mut(done..).filter(|room| !room.is_empty()) else { break };
-            let count = piece.len().saturating_sub(offset).min(room.len());
-            if count > 0 {
-                let from = piece.0.iov_base.cast::<u8>().wrapping_add(offset);
-                // SAFETY: whoever made the piece promised that its bytes are mapped and that no reference into them is
-                // held; `offset + count` is at most their number; `room` is private memory of at least `count` bytes.
-                unsafe { std::ptr::copy_nonoverlapping(from, room.as_mut_ptr(), count) };
-            }
-            done += count;
-            offset = offset.saturating_sub(piece.len());
-        }
-        done
+    fn read_at(&self, offset: usize, to: &mut [u8]) -> usize {
+        // SAFETY: whoever made the pieces promised that they are mapped and that no reference into them is held.
+        unsafe { gather(self.bufs.iter().take(PIECES_MAX).map(|piece| &piece.0), offset, to) }
     }
 
     /// Copies bytes there from `offset` on, as far as there is room.
@@ -288,6 +266,32 @@ impl<'a> RxFrame<'a> {
             offset = offset.saturating_sub(piece.len());
         }
     }
+}
+
+/// Copies the bytes from `offset` on of memory that lies in pieces; returns how many there were.
+///
+/// # Safety
+/// The pieces are readable, and no mutable reference into them is held. Others may write them meanwhile, which makes the
+/// copy hold any bytes and nothing worse.
+unsafe fn gather<'a>(
+    pieces: impl Iterator<Item = &'a libc::iovec>,
+    mut offset: usize,
+    to: &mut [u8],
+) -> usize {
+    let mut done = 0;
+    for piece in pieces {
+        let Some(room) = to.get_mut(done..).filter(|room| !room.is_empty()) else { break };
+        let count = piece.iov_len.saturating_sub(offset).min(room.len());
+        if count > 0 {
+            let from = piece.iov_base.cast::<u8>().wrapping_add(offset);
+            // SAFETY: readable, as the caller promises, and `offset + count` is at most the piece's length; `room` is
+            // private memory of at least `count` bytes.
+            unsafe { std::ptr::copy_nonoverlapping(from, room.as_mut_ptr(), count) };
+        }
+        done += count;
+        offset = offset.saturating_sub(piece.iov_len);
+    }
+    done
 }
 
 /// What became of a batch given to [`Link::send`].
@@ -458,12 +462,12 @@ impl dyn Link {
     }
 
     /// Receives one frame and returns its length, `None` when none is waiting. What is no frame and what is longer
-    /// than `room` is passed over.
+    /// than `room` is passed over; after 64 of that in a row nothing is returned, and there may be more to receive.
     pub fn recv_one(&self, room: &mut [u8]) -> Result<Option<usize>, LinkError> {
         let len = room.len();
         let bufs = [RxBuf::new(room)];
         let mut frame = [RxFrame::new(&bufs)];
-        loop {
+        for _ in 0..PASSED_MAX {
             let got = self.recv(&mut frame)?;
             let [RxFrame { len: whole, .. }] = &frame;
             match *whole {
@@ -472,5 +476,6 @@ impl dyn Link {
                 _ => {}
             }
         }
+        Ok(None)
     }
 }

@@ -261,6 +261,21 @@ fn c_36_original_node_is_joined_to_ours() {
 }
 
 #[test]
+fn runts_hold_up_nobody_who_receives_one_frame() {
+    let place = Place::new();
+    let owner = place.serve("multi");
+    let peer = Raw::join(&place.ctl(), &place.home.path().join("peer"));
+    for _ in 0..100 {
+        peer.data.send(&[0; 13]).expect("send");
+    }
+    peer.data.send(&broadcast(1, 60)).expect("send");
+    let mut room = [0; 60];
+    assert_eq!(owner.recv_one(&mut room).expect("alive"), None, "so many runts end the call");
+    assert_eq!(owner.recv_one(&mut room).expect("alive"), Some(60));
+    assert_eq!(room[..], broadcast(1, 60));
+}
+
+#[test]
 fn c_37_runts_are_dropped_and_long_frames_are_whole() {
     for scheme in ["multi", "hub", "switch", "bonding"] {
         let place = Place::new();
