@@ -31,11 +31,12 @@ fn c_23_vde_plug_carries_frames_both_ways() {
     }
 }
 
-#[test]
-fn vde_plug_bridges_two_switches() {
+/// Frames pass both ways between two switches that a `vde_plug` with these arguments joins.
+fn joins_two_switches(arguments: impl Fn(&[String; 2]) -> Vec<String>) {
     for library in BOTH {
         let switches = [RealSwitch::start(), RealSwitch::start()];
-        let _bridge = Plug::start(library, &[&switches[0].at(""), &switches[1].at("")]);
+        let arguments = arguments(&switches.each_ref().map(|switch| switch.at("")));
+        let _joint = Plug::start(library, &arguments.iter().map(String::as_str).collect::<Vec<_>>());
         let mut ends = switches.each_ref().map(|switch| Plug::start(library, &[&switch.at("[7]")]));
         until("all are plugged in", || switches.iter().all(|switch| switch.plugs() == 2));
         ends[0].send(&broadcast(1, 100));
@@ -46,18 +47,14 @@ fn vde_plug_bridges_two_switches() {
 }
 
 #[test]
+fn vde_plug_bridges_two_switches() {
+    joins_two_switches(|switches| switches.to_vec());
+}
+
+#[test]
 fn vde_plug_plugs_into_a_command() {
-    for library in BOTH {
-        let switches = [RealSwitch::start(), RealSwitch::start()];
-        // The command is on the same library, as it inherits the environment.
-        let _wire = Plug::start(library, &[&switches[0].at(""), "=", "vde_plug", &switches[1].at("")]);
-        let mut ends = switches.each_ref().map(|switch| Plug::start(library, &[&switch.at("[7]")]));
-        until("all are plugged in", || switches.iter().all(|switch| switch.plugs() == 2));
-        ends[0].send(&broadcast(1, 100));
-        ends[1].receive(&broadcast(1, 100));
-        ends[1].send(&broadcast(2, 1000));
-        ends[0].receive(&broadcast(2, 1000));
-    }
+    // The command is on the same library, as it inherits the environment.
+    joins_two_switches(|[one, two]| [one, "=", "vde_plug", two].map(str::to_owned).to_vec());
 }
 
 #[test]
