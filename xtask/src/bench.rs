@@ -4,7 +4,8 @@
 //! |---|---|---|
 //! | `guest` | `guest.rs` | pairs of QEMU guests, and a guest and a namespace |
 //! | `virtio-user` | `virtio_user.rs` | DPDK's virtio driver in front of our back end, of DPDK's and of Open vSwitch |
-//! | `cost` | `cost.rs` | CPU and wake-ups of a back end |
+//! | `cost` | `cost.rs` | CPU, wake-ups and memory of a back end |
+//! | `micro` | `micro.rs` | offloads and rings by themselves, instructions for a frame |
 //! | `plug` | `plug.rs` | our VDE library and Debian's |
 //!
 //! A *line* of the table (`line.rs`) is one load, carried by several *sides*. All sides of a line stand there at the same
@@ -21,6 +22,7 @@ mod end;
 mod facts;
 mod guest;
 mod line;
+mod micro;
 mod plot;
 mod plug;
 mod report;
@@ -53,15 +55,19 @@ enum Area {
     Guest(Options),
     /// Back ends behind DPDK's virtio driver
     VirtioUser(Options),
-    /// CPU and wake-ups of a back end
+    /// CPU, wake-ups and memory of a back end, and what it loses
     Cost(Options),
+    /// Offloads and rings by themselves, and instructions for a frame
+    Micro(Options),
     /// The VDE library: client, nodes and pairs, beside Debian's
     Plug(Options),
 }
 
 impl Area {
     fn all(options: &Options) -> Vec<Self> {
-        [Self::Guest, Self::VirtioUser, Self::Cost, Self::Plug].map(|area| area(options.clone())).to_vec()
+        [Self::Guest, Self::VirtioUser, Self::Cost, Self::Micro, Self::Plug]
+            .map(|area| area(options.clone()))
+            .to_vec()
     }
 
     const fn name(&self) -> &'static str {
@@ -69,15 +75,18 @@ impl Area {
             Self::Guest(_) => "guest",
             Self::VirtioUser(_) => "virtio-user",
             Self::Cost(_) => "cost",
+            Self::Micro(_) => "micro",
             Self::Plug(_) => "plug",
         }
     }
 
     const fn options(&self) -> &Options {
         match self {
-            Self::Guest(options) | Self::VirtioUser(options) | Self::Cost(options) | Self::Plug(options) => {
-                options
-            }
+            Self::Guest(options)
+            | Self::VirtioUser(options)
+            | Self::Cost(options)
+            | Self::Micro(options)
+            | Self::Plug(options) => options,
         }
     }
 
@@ -87,6 +96,7 @@ impl Area {
             Self::Guest(_) => guest::names(),
             Self::VirtioUser(_) => virtio_user::names(),
             Self::Cost(_) => cost::names(),
+            Self::Micro(_) => micro::names(),
             Self::Plug(_) => plug::names(),
         }
     }
@@ -96,6 +106,7 @@ impl Area {
             Self::Guest(_) => guest::run(bench),
             Self::VirtioUser(_) => virtio_user::run(bench),
             Self::Cost(_) => cost::run(bench),
+            Self::Micro(_) => micro::run(bench),
             Self::Plug(_) => plug::run(bench),
         }
     }

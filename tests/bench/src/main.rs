@@ -8,7 +8,7 @@
 //! | `hello` | `hello`, when one frame to everybody went out, by which a network learns where we are |
 //! | `mark` | `mark`; the count begins anew |
 //! | `count` | `count FRAMES BYTES NANOSECONDS`: what arrived, and from its first frame to its last |
-//! | `send MILLISECONDS` | `send FRAMES BYTES NANOSECONDS`: what went meanwhile, as fast as it would go |
+//! | `send MILLISECONDS [RATE]` | `send FRAMES BYTES NANOSECONDS`: what went meanwhile, as fast as it would go, or so many frames in a second |
 //!
 //! The end of standard input ends the process. While it is not sending it receives, whatever it was told: the owner
 //! of a node of the original library must, or nobody could join.
@@ -43,6 +43,9 @@ const BIG_ROOM: usize = 1025 * 64;
 
 /// How long a sender waits for room before it looks at the clock.
 const ROOM_LIMIT: Timespec = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
+
+/// How long a sender that has a rate rests when no frame is due.
+const PACE: Duration = Duration::from_micros(50);
 
 /// One end of a network.
 trait End {
@@ -144,7 +147,12 @@ fn serve(end: &mut dyn End, frame: &Frame) -> Result<()> {
             (Some("count"), None) => answer(&arrived.line("count"))?,
             (Some("send"), Some(time)) => {
                 let time = Duration::from_millis(time.parse().context("send wants milliseconds")?);
-                answer(&send_for(end, frame, time)?.line("send"))?;
+                let rate = words.next().map(str::parse).transpose().context("a rate is a number")?;
+                let sent = match rate {
+                    None => send_for(end, frame, time)?,
+                    Some(rate) => send_at(end, frame, time, rate)?,
+                };
+                answer(&sent.line("send"))?;
             }
             _ => bail!("there is no order \"{}\"", line.trim()),
         }
@@ -163,6 +171,24 @@ fn send_for(end: &mut dyn End, frame: &Frame, time: Duration) -> Result<Arrived>
             sent += went;
             if went < BATCH {
                 poll(&mut [PollFd::from_borrowed_fd(end.fd(), PollFlags::OUT)], Some(&ROOM_LIMIT))?;
+            }
+        }
+        now = Instant::now();
+    }
+    Ok(Arrived { frames: sent, bytes: sent * frame.len(), first: Some(start), last: Some(now) })
+}
+
+/// Sends so many frames in a second, as evenly as a thread wakes up. What there is no room for is not sent later.
+fn send_at(end: &mut dyn End, frame: &Frame, time: Duration, rate: u64) -> Result<Arrived> {
+    let start = Instant::now();
+    let (mut sent, mut offered, mut now) = (0, 0, start);
+    while now - start < time {
+        let due = usize::try_from((now - start).as_micros() * u128::from(rate) / 1_000_000)?;
+        match (due - offered).min(BATCH) {
+            0 => std::thread::sleep(PACE),
+            count => {
+                sent += end.send(frame, count)?;
+                offered += count;
             }
         }
         now = Instant::now();

@@ -11,6 +11,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use rustix::process::Signal;
 use vde_tests::process;
 
 const LIMIT: Duration = Duration::from_secs(10);
@@ -71,8 +72,44 @@ impl BackEnd {
         Ok(u64::from_ne_bytes(features))
     }
 
+    /// What became of the frames of its first NIC, which it says when the front end has gone: names and numbers.
+    pub fn wait_counters(&self) -> Result<Vec<(String, u64)>> {
+        process::wait_until("the counters of vhost-user-vde", LIMIT, || {
+            Ok(self.log()?.lines().find_map(|line| counters(line.split_once("nic0:")?.1)))
+        })
+    }
+
+    /// Ends it in good order.
+    pub fn stop(&mut self) -> Result<()> {
+        self.child.signal(Signal::TERM)?;
+        self.child.wait(LIMIT).map(drop)
+    }
+
     /// What it said so far.
     pub fn log(&self) -> Result<String> {
         Ok(std::fs::read_to_string(&self.log)?)
+    }
+}
+
+/// ` rx_frames=5 rx_bytes=300`; nothing else that is said of a NIC looks like that.
+fn counters(text: &str) -> Option<Vec<(String, u64)>> {
+    let number = |word: &str| {
+        let (name, value) = word.split_once('=')?;
+        Some((name.to_owned(), value.parse().ok()?))
+    };
+    let counters: Option<Vec<_>> = text.split_whitespace().map(number).collect();
+    counters.filter(|counters| !counters.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_are_told_from_other_lines() {
+        let five = vec![("rx_frames".to_owned(), 5), ("rx_bytes".to_owned(), 300)];
+        assert_eq!(counters(" rx_frames=5 rx_bytes=300"), Some(five));
+        assert_eq!(counters(" front end gone"), None);
+        assert_eq!(counters(""), None);
     }
 }

@@ -34,3 +34,11 @@ pub fn wake_ups(pid: u32) -> Result<u64> {
     }
     Ok(sum)
 }
+
+/// Bytes of memory that are the process's alone.
+pub fn private_bytes(pid: u32) -> Result<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+    let private = text.lines().filter(|line| line.starts_with("Private_"));
+    let kilobytes = private.filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
+    Ok(kilobytes.sum::<u64>() * 1024)
+}

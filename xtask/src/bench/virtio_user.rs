@@ -2,9 +2,9 @@
 //!
 //! What is measured is the back end: with a guest in front of it, the guest would be.
 
-mod network;
+pub mod network;
 mod ovs;
-mod testpmd;
+pub mod testpmd;
 
 use anyhow::Result;
 

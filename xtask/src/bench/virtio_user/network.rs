@@ -13,14 +13,14 @@ use vde_tests::namespace::Namespace;
 use vde_tests::{places, process};
 
 use super::ovs::Ovs;
-use super::testpmd::{Options, Testpmd};
+use super::testpmd::{self, Options, Testpmd};
 use crate::bench::back_end::{BackEnd, Nic};
 use crate::bench::end::{End, LIMIT};
 use crate::bench::usage::cpu_nanoseconds;
 
-const FRONT_CORE: u32 = 0;
+pub const FRONT_CORE: u32 = 0;
 const BACK_CORE: u32 = 1;
-const PINNED: [&str; 3] = ["taskset", "-c", "1"];
+pub const PINNED: [&str; 3] = ["taskset", "-c", "1"];
 
 /// Bursts of 32 frames that circulate in each direction between two NICs; less than the ring of 256 holds.
 const BURSTS: u32 = 4;
@@ -269,11 +269,9 @@ const PACKED: u64 = 1 << 34;
 
 fn start_front(load: Load, sockets: &[PathBuf], serves: bool, number: usize) -> Result<Testpmd> {
     let device = |(nic, socket): (usize, &PathBuf)| {
-        let Load { queues, ring, .. } = load;
-        let packed = u8::from(ring == Ring::Packed);
+        let packed = u8::from(load.ring == Ring::Packed);
         let server = if serves { ",server=1" } else { "" };
-        let path = socket.display();
-        format!("net_virtio_user{nic},path={path},queues={queues},queue_size=256,packed_vq={packed}{server}")
+        format!("{},packed_vq={packed}{server}", testpmd::virtio_user(nic, socket, load.queues))
     };
     let mode = match load.way {
         Way::Null | Way::Tap | Way::SocketOut => "txonly",

@@ -36,6 +36,11 @@ pub struct Options<'a> {
     pub starts: bool,
 }
 
+/// The virtio-user device number `nic` on a back end's socket, as `--vdev` wants it.
+pub fn virtio_user(nic: usize, socket: &Path, queues: u16) -> String {
+    format!("net_virtio_user{nic},path={},queues={queues},queue_size=256", socket.display())
+}
+
 /// The program; it is killed when this is dropped.
 pub struct Testpmd {
     child: process::Owned,
@@ -87,7 +92,7 @@ impl Testpmd {
             [
                 "--",
                 "-i",
-                "--total-num-mbufs=16384",
+                "--total-num-mbufs=32768",
                 "--no-lsc-interrupt",
                 "--disable-link-check",
                 "--nb-cores=1",
