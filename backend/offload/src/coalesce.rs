@@ -23,6 +23,8 @@ use crate::header::{self, Header};
 use flow::{Open, Segment};
 
 mod flow;
+#[cfg(test)]
+mod oracle;
 
 /// Flows that are held at the same time, as many as in a bucket of Linux's.
 const FLOWS: usize = 8;

@@ -13,6 +13,10 @@
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]
 
+// As the fuzz target that shares a file with the tests knows this crate.
+#[cfg(test)]
+extern crate self as offload;
+
 pub mod check;
 pub mod coalesce;
 pub mod csum;

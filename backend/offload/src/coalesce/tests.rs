@@ -464,3 +464,68 @@ proptest! {
         prop_assert!(out[0].bytes == whole.bytes);
     }
 }
+
+/// How a frame of a batch differs from the next one of its flow.
+fn damage() -> impl Strategy<Value = u8> {
+    prop_oneof![6 => Just(0u8), 2 => 1..22u8]
+}
+
+fn damaged(mut made: Made, kind: u8, at: usize) -> Vec<u8> {
+    match kind {
+        1 => made.payload.truncate(at % 90),
+        2 => made.flags |= PSH,
+        3 => made.flags = 1 << (at % 8),
+        4 => made.sequence = made.sequence.wrapping_sub(100),
+        5 => made.tos = 3,
+        6 => made.ttl -= 1,
+        7 => made.options = vec![1; 4 * (at % 11)],
+        8 => made.options = [&[1, 1, 8, 10][..], &[at.to_le_bytes()[0]; 8]].concat(),
+        9 => made.window += 1,
+        10 => made.id = 0,
+        11 => made.fragment = [0, 0x2000, 0x4000, 0xc000, 1][at % 5],
+        12 => made.ethernet.extend([0x81, 0, 0, 7]),
+        13 => made.ethernet[0] |= 1,
+        14 => made.payload.extend([1, 2, 3]),
+        15 => made.acknowledged += 1,
+        16 => made.payload.clear(),
+        _ => {}
+    }
+    let mut frame = made.frame();
+    match kind {
+        17 => frame.truncate(at % frame.len()),
+        18 => frame.resize(frame.len() + at % 20, 0),
+        19 | 20 => {
+            let at = at % frame.len();
+            frame[at] ^= 1 << (at % 8);
+        }
+        21 => frame[13] = 6,
+        _ => {}
+    }
+    frame
+}
+
+proptest! {
+    #[test]
+    fn nothing_is_lost_and_nothing_overtakes(
+        flows in prop::collection::vec((any::<bool>(), any::<bool>(), any::<bool>()), 1..4),
+        sent in prop::collection::vec((0..4usize, damage(), any::<u16>()), 1..80),
+        swaps in prop::collection::vec((0..80usize, 0..80usize), 0..2),
+        take in prop::sample::select(vec![ALL, ALL, Take { ecn: false, ..ALL }, Take { udp: false, tcp6: false, ..ALL }]),
+    ) {
+        let mut counts = vec![0; flows.len()];
+        let mut frames: Vec<Vec<u8>> = sent.iter().map(|(flow, kind, at)| {
+            let flow = flow % flows.len();
+            let (v6, udp, fixed) = flows[flow];
+            let mut next = Made { v6, udp, port: u16::try_from(flow).unwrap(), ..tcp() }.next(counts[flow]);
+            next.id = if fixed { 0 } else { next.id };
+            counts[flow] += 1;
+            damaged(next, *kind, usize::from(*at))
+        }).collect();
+        for (one, other) in swaps {
+            let count = frames.len();
+            frames.swap(one % count, other % count);
+        }
+        let frames: Vec<&[u8]> = frames.iter().map(Vec::as_slice).collect();
+        oracle::join_and_verify(&mut Coalescer::new(), &frames, take);
+    }
+}
