@@ -84,6 +84,7 @@ const TOOLS: &[Tool] = &[
     program("iperf3", "iperf3", "the far end of a guest's transfer"),
     program("strace", "strace", "counts the wake-ups of an idle back end"),
     program("ip", "iproute2", "network namespaces of tests"),
+    program("ethtool", "ethtool", "interfaces without offloads, in tests"),
     program("socat", "socat", "a foreign client of control sockets"),
     program("xz", "xz-utils", "unpacks kernel modules"),
 ];
