@@ -63,12 +63,11 @@ impl Reporter {
 }
 
 /// The links that NICs of this process have by their locators, so that a hub or a switch that it serves need not be
-/// reached from outside by the second of its NICs: that one gets a port of its own on it. All ports of one opening take
-/// unfinished frames, or none does, so those of virtio NICs and of others stay apart.
+/// reached from outside by the second of its NICs: that one gets a port of its own on it.
 #[derive(Debug)]
 pub struct Opened {
     open: Opener,
-    links: HashMap<(String, bool), Weak<dyn Link>>,
+    links: HashMap<String, Weak<dyn Link>>,
 }
 
 impl Opened {
@@ -87,13 +86,13 @@ impl Opened {
     }
 
     fn open(&mut self, locator: &str, options: &OpenOptions) -> Result<Arc<dyn Link>, Failure> {
-        let key = (locator.to_owned(), options.offloads);
-        if let Some(port) = self.links.get(&key).and_then(Weak::upgrade).and_then(|link| link.another()) {
+        let known = self.links.get(locator).and_then(Weak::upgrade);
+        if let Some(port) = known.and_then(|link| link.another(options.offloads)) {
             return Ok(port);
         }
         let link = (self.open)(locator, options);
         let link = link.map_err(|e| Failure::new(Status::Network, sentence(&e)))?;
-        self.links.insert(key, Arc::downgrade(&link));
+        self.links.insert(locator.into(), Arc::downgrade(&link));
         Ok(link)
     }
 }

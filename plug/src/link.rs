@@ -436,8 +436,8 @@ pub trait Link: fmt::Debug + Send + Sync {
     fn check_control(&self) -> Result<(), LinkError>;
 
     /// Another port on the same network, if this process serves that network and its ports are all alike: that of a hub
-    /// or a switch. The network lives until the last of its ports is dropped.
-    fn another(&self) -> Option<Arc<dyn Link>> {
+    /// or a switch. `offloads`: as when a link is opened. The network lives until the last of its ports is dropped.
+    fn another(&self, _offloads: bool) -> Option<Arc<dyn Link>> {
         None
     }
 

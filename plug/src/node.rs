@@ -147,12 +147,12 @@ impl Link for NodeLink {
         Ok(())
     }
 
-    fn another(&self) -> Option<Arc<dyn Link>> {
-        let Self { node, local } = self;
+    fn another(&self, offloads: bool) -> Option<Arc<dyn Link>> {
+        let node = &self.node;
         if !node.net.relays() {
             return None;
         }
-        match port(&node.net, local.is_big()) {
+        match port(&node.net, offloads) {
             Ok(local) => Some(Arc::new(Self { node: node.clone(), local })),
             Err(errno) => {
                 log::warn!("cannot make another port: {errno}");

@@ -14,7 +14,7 @@ use crate::driver::{
 };
 use crate::world::{Backend, LIMIT, Station, Switch};
 
-const TX: u64 = VERSION_1 | EVENT_IDX | INDIRECT | CSUM | HOST_TSO4 | HOST_TSO6 | HOST_ECN | HOST_USO;
+pub const TX: u64 = VERSION_1 | EVENT_IDX | INDIRECT | CSUM | HOST_TSO4 | HOST_TSO6 | HOST_ECN | HOST_USO;
 pub const RX: u64 = VERSION_1 | EVENT_IDX | GUEST_CSUM | GUEST_TSO4 | GUEST_TSO6 | GUEST_ECN;
 const QUIET: Duration = Duration::from_millis(150);
 
@@ -74,7 +74,7 @@ fn dissect(segment: &[u8]) -> (Vec<u8>, bool) {
 }
 
 /// Checks that these are the segments of a frame with that payload, in order.
-fn assert_segments(segments: &[Vec<u8>], payload: &[u8], size: usize) {
+pub fn assert_segments(segments: &[Vec<u8>], payload: &[u8], size: usize) {
     let mut whole = Vec::new();
     for (index, segment) in segments.iter().enumerate() {
         let (part, psh) = dissect(segment);

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
+use crate::driver::Driver;
+use crate::offload::{self, TCPV4, TX, assert_segments, pattern};
 use crate::world::{Backend, LIMIT, Station, Switch, wait_for};
 
 /// QEMU's end of the socket.
@@ -260,4 +262,23 @@ fn full_network_does_not_stop_the_others_and_a_lost_one_comes_back() {
     drop(qemu);
     let line = line_with(&mut backend, "tx_frames");
     assert!(line.contains("tx_link_full"), "{line}");
+}
+
+#[test]
+fn frames_of_a_virtio_nic_beside_it_come_cut_and_complete() {
+    let dir = tempfile::tempdir().unwrap();
+    let (virtio, plain) = (dir.path().join("virtio"), dir.path().join("plain"));
+    let link = format!("link=switch://{}", dir.path().join("net").display());
+    let nics = [
+        format!("socket-path={},{link}", virtio.display()),
+        format!("socket-path={},{link},protocol=stream", plain.display()),
+    ];
+    let _backend = Backend::start(&["--nic", &nics[0], "--nic", &nics[1]], &plain);
+    let mut driver = Driver::connect(&virtio, TX, 1);
+    let mut qemu = Qemu::connect(&plain);
+    let payload = pattern(60_000);
+    let (header, big) = offload::frame(TCPV4, &payload, 1460);
+    driver.tx().send(&header.encode(0), &big, 4096);
+    let segments: Vec<_> = (0..payload.len().div_ceil(1460)).map(|_| qemu.receive()).collect();
+    assert_segments(&segments, &payload, 1460);
 }

@@ -38,8 +38,8 @@ impl Receiver for Basket {
 fn ports_of_a_switch_hear_what_is_for_them() {
     let place = Place::new();
     let first = open(place.at("switch", ""));
-    let second = first.another().expect("a second port");
-    let third = second.another().expect("a third port");
+    let second = first.another(true).expect("a second port");
+    let third = second.another(true).expect("a third port");
     let mut outside = VdePlug::start(&place.at("vde", ""));
     until_peers(&*first, 1);
     send(&*second, &broadcast(2, 60));
@@ -65,7 +65,7 @@ fn ports_of_a_switch_hear_what_is_for_them() {
 fn ports_of_a_hub_hear_everything() {
     let place = Place::new();
     let first = open(place.at("hub", ""));
-    let second = first.another().expect("a second port");
+    let second = first.another(true).expect("a second port");
     send(&*first, &frame(7, 1));
     assert_eq!(receive(&*second), frame(7, 1));
     send(&*second, &frame(1, 7));
@@ -77,16 +77,16 @@ fn ports_of_a_hub_hear_everything() {
 fn only_hubs_and_switches_have_more_ports() {
     for scheme in ["multi", "bonding"] {
         let place = Place::new();
-        assert!(open(place.at(scheme, "")).another().is_none(), "{scheme}");
+        assert!(open(place.at(scheme, "")).another(true).is_none(), "{scheme}");
     }
-    assert!(open("null://").another().is_none());
+    assert!(open("null://").another(true).is_none());
 }
 
 #[test]
 fn network_lives_as_long_as_a_port_of_it() {
     let place = Place::new();
     let first = open(place.at("switch", ""));
-    let second = first.another().expect("a second port");
+    let second = first.another(true).expect("a second port");
     send(&*first, &broadcast(1, 60));
     assert_eq!(receive(&*second), broadcast(1, 60));
     drop(first);
@@ -103,7 +103,7 @@ fn network_lives_as_long_as_a_port_of_it() {
 fn receiver_is_given_what_comes_and_nothing_waits() {
     let place = Place::new();
     let first = open(place.at("switch", ""));
-    let second = first.another().expect("a second port");
+    let second = first.another(true).expect("a second port");
     send(&*first, &broadcast(1, 60));
     let basket = Arc::new(Basket::default());
     let receiver: Arc<dyn Receiver> = basket.clone();
