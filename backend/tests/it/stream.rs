@@ -282,3 +282,19 @@ fn frames_of_a_virtio_nic_beside_it_come_cut_and_complete() {
     let segments: Vec<_> = (0..payload.len().div_ceil(1460)).map(|_| qemu.receive()).collect();
     assert_segments(&segments, &payload, 1460);
 }
+
+#[test]
+fn frames_one_at_a_time_never_wait_for_the_next() {
+    let dir = tempfile::tempdir().unwrap();
+    let switch = Switch::start(&dir.path().join("sw"));
+    let socket = dir.path().join("n0");
+    let _backend = backend(&socket, &[&switch.path]);
+    let station = switch.station();
+    let mut qemu = Qemu::connect(&socket);
+    for number in 0..5_000 {
+        qemu.send(&frame(number, 60));
+        assert_eq!(received(&station), frame(number, 60));
+        station.send(&frame(number, 61));
+        assert_eq!(qemu.receive(), frame(number, 61));
+    }
+}
