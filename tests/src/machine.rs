@@ -37,6 +37,8 @@ pub enum Kernel {
     Linux6_1,
     /// That of the backports.
     Linux6_12,
+    /// Debian 12's for real machines, with drivers of NICs that are not virtio.
+    Linux6_1Full,
 }
 
 impl Kernel {
@@ -45,6 +47,7 @@ impl Kernel {
         match self {
             Self::Linux6_1 => places::made("image/6.1"),
             Self::Linux6_12 => places::made("image/6.12"),
+            Self::Linux6_1Full => places::made("image/6.1-full"),
         }
     }
 }
@@ -136,12 +139,29 @@ impl Machine {
     }
 
     /// A NIC as people write it for `vdeq`: `-net nic` and `-net vde`, joined by their `vlan=`.
-    pub fn vdeq_nic(mut self, switch: &Path, mac: &str) -> Self {
+    pub fn vdeq_nic(self, switch: &Path, mac: &str) -> Self {
+        self.vdeq_nic_on(&format!("nic,macaddr={mac}"), &[switch])
+    }
+
+    /// A NIC for `vdeq` by the words after `-net`, on all of these switches.
+    pub fn vdeq_nic_on(mut self, nic: &str, switches: &[&Path]) -> Self {
         let vlan = self.nics;
         self.nics += 1;
-        let nic = format!("nic,vlan={vlan},macaddr={mac}");
-        let vde = format!("vde,vlan={vlan},sock={}", switch.display());
-        self.args(&["-net", &nic, "-net", &vde])
+        self = self.args(&["-net", &format!("{nic},vlan={vlan}")]);
+        for switch in switches {
+            self = self.args(&["-net", &format!("vde,vlan={vlan},sock={}", switch.display())]);
+        }
+        self
+    }
+
+    /// A NIC of any model on a stream socket that somebody listens on.
+    pub fn stream_nic(mut self, socket: &Path, model: &str, mac: &str) -> Self {
+        let id = format!("stream{}", self.nics);
+        self.nics += 1;
+        let again = if self.qemu == Qemu::V7_2 { "" } else { ",reconnect-ms=100" };
+        let address = format!("server=off,addr.type=unix,addr.path={}", socket.display());
+        let device = format!("{model},netdev={id},mac={mac}");
+        self.args(&["-netdev", &format!("stream,id={id},{address}{again}"), "-device", &device])
     }
 
     /// A NIC on a vhost-user socket that somebody listens on; memory that can be shared comes with it.
