@@ -19,6 +19,9 @@ use crate::datagram::Failure;
 use crate::link::{Place, TxBuf, TxFrame};
 use crate::sys;
 
+/// How much of a frame is copied at once to be summed: the payload of a segment on most networks.
+const SUM_PIECE: usize = 2048;
+
 /// How far a batch came: what is sent, and stays so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Reached {
@@ -117,10 +120,11 @@ impl<'a> Batch<'a> {
             return None;
         }
         let room = sys::BATCH.saturating_sub(self.datagrams.len());
-        let mut place = Place::default();
+        let (mut place, mut piece) = (Place::default(), [0; SUM_PIECE]);
         for segment in (from..plan.segments()).take(room) {
             let body = plan.payload(segment);
-            let head = plan.write_head(segment, sum(frame, &mut place, body.clone()), &mut first);
+            let sum = sum(frame, &mut place, body.clone(), &mut piece);
+            let head = plan.write_head(segment, sum, &mut first);
             let start = self.arena.len();
             self.arena.extend_from_slice(head);
             let last = segment + 1 == plan.segments();
@@ -139,18 +143,18 @@ fn complete(frame: &TxFrame<'_>, partial: Partial, arena: &mut Vec<u8>) -> Optio
     frame.read_at(0, head);
     let mut whole = Sum::default();
     whole.add(head.get(partial.start..)?);
-    whole.join(sum(frame, &mut Place::default(), end..len));
+    whole.join(sum(frame, &mut Place::default(), end..len, &mut [0; SUM_PIECE]));
     head.get_mut(partial.at..)?.copy_from_slice(&whole.finish());
     arena.extend_from_slice(head);
     Some(())
 }
 
 /// Sums bytes of a frame, through a small copy: the memory may be a guest's, which is not read through references, and a
-/// copy that stays in the first-level cache costs next to nothing beside the sum.
-fn sum(frame: &TxFrame<'_>, place: &mut Place, range: Range<usize>) -> Sum {
-    let (mut sum, mut piece) = (Sum::default(), [0; 2048]);
+/// copy in `piece`, which stays in the first-level cache, costs next to nothing beside the sum.
+fn sum(frame: &TxFrame<'_>, place: &mut Place, range: Range<usize>, piece: &mut [u8; SUM_PIECE]) -> Sum {
+    let mut sum = Sum::default();
     let mut offset = range.start;
-    while let Some(room) = piece.get_mut(..range.end.saturating_sub(offset).min(2048)) {
+    while let Some(room) = piece.get_mut(..range.end.saturating_sub(offset).min(SUM_PIECE)) {
         let got = frame.read_near(place, offset, room);
         sum.add(room.get(..got).unwrap_or_default());
         offset += got;
