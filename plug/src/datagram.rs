@@ -158,19 +158,18 @@ fn send_run(
     frames: &[TxFrame<'_>],
     segments: usize,
 ) -> Result<(Reached, bool), Failure> {
+    let starts_complete = frames.first().is_some_and(|frame| frame.header.is_done());
     let run = frames.iter().take_while(|frame| is_frame(frame, max_frame)).take(sys::BATCH);
-    let complete = run.clone().take_while(|frame| frame.header.is_done());
-    let complete_count = complete.clone().count();
     match framing {
-        Framing::Plain if complete_count > 0 => {
-            let sent = sys::send_batch(fd, complete.map(|frame| frame.bufs))?;
-            Ok((whole(sent), sent == complete_count))
+        Framing::Plain if run.clone().all(|frame| frame.header.is_done()) => {
+            let sent = sys::send_batch(fd, run.clone().map(|frame| frame.bufs))?;
+            Ok((whole(sent), sent == run.count()))
         }
         Framing::Plain => soft::send(fd, framing.prefix(), run, segments, max_frame),
         Framing::Header | Framing::Packet => match send_with_headers(fd, framing, run.clone()) {
             Ok(sent) => Ok((whole(sent), sent == run.count())),
             // A header that this kernel does not know (UDP before Linux 6.2) or does not like: its work is done here.
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) && complete_count == 0 => {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) && !starts_complete => {
                 soft::send(fd, framing.prefix(), run.take(1), segments, max_frame)
             }
             Err(error) => Err(framing.failure(error)),
