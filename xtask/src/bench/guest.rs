@@ -102,9 +102,10 @@ pub fn run(bench: &mut Bench) -> Result<()> {
             group.loads.iter().filter(|(load, _)| bench.wants(&group.line(*load))).copied().collect();
         if !loads.is_empty() {
             measure(bench, group, &loads).with_context(|| group.name)?;
+            plot::draw(&bench.report.lines[first..], bench.options.quick)?;
         }
     }
-    plot::draw(&bench.report.lines[first..], bench.options.quick)
+    Ok(())
 }
 
 fn measure(bench: &mut Bench, group: &Group, loads: &[(Load, Option<Wanted>)]) -> Result<()> {
