@@ -1,0 +1,140 @@
+//! A guest that moves from one QEMU to another, and from one back end to another, while it receives: every byte arrives. And
+//! what its driver may do to single rings while the NIC runs.
+
+use std::fs::File;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use qmp::Client;
+use serde_json::{Value, json};
+use vde_tests::{Guest, Kernel, Machine, Station, Switch, places, process};
+
+const LIMIT: Duration = Duration::from_secs(60);
+const COPY_LIMIT: Duration = Duration::from_secs(300);
+const MAC: &str = "52:54:00:00:03:01";
+/// What comes by TCP meanwhile.
+const COPY_MEBIBYTES: u32 = 96;
+
+fn back_end(switch: &Switch, socket: &Path, name: &str) -> process::Owned {
+    let mut command = Command::new(places::own_program("vhost-user-vde").unwrap());
+    command.arg("--socket-path").arg(socket).arg("--link").arg(switch.path()).stdin(Stdio::null());
+    command.args(["--log-level", "debug"]);
+    command.stderr(File::create(places::log_file(&format!("{name}.backend.log")).unwrap()).unwrap());
+    let back_end = process::Owned::new(command.spawn().unwrap(), "vhost-user-vde");
+    process::wait_until("the back end to listen", LIMIT, || Ok(socket.exists().then_some(()))).unwrap();
+    back_end
+}
+
+fn machine(home: &Path, place: &str, properties: &str) -> Machine {
+    let monitor = format!("unix:{},server=on,wait=off", home.join(format!("{place}.qmp")).display());
+    Machine::new()
+        .vhost_user_nic(&home.join(place), MAC, properties)
+        .address(0, "10.0.0.1/24")
+        .args(&["-qmp", &monitor])
+}
+
+fn monitor(home: &Path, place: &str) -> Client {
+    let path = home.join(format!("{place}.qmp"));
+    process::wait_until("the monitor", LIMIT, || Ok(Client::connect(&path, LIMIT).ok())).unwrap()
+}
+
+/// Moves the guest to the QEMU at `there`, which waits for it.
+fn migrate(home: &Path, here: &str, there: &str) {
+    let [mut source, mut destination] = [here, there].map(|place| monitor(home, place));
+    let uri = format!("unix:{}", home.join("migration").display());
+    destination.execute("migrate-incoming", json!({ "uri": &uri })).unwrap();
+    // A guest without KVM writes faster than it is copied in less.
+    source.execute("migrate-set-parameters", json!({ "downtime-limit": 2000 })).unwrap();
+    source.execute("migrate", json!({ "uri": &uri })).unwrap();
+    let state = process::wait_until("the end of the migration", COPY_LIMIT, || {
+        let state: Value = source.execute("query-migrate", json!({}))?;
+        Ok(matches!(state["status"].as_str(), Some("completed" | "failed" | "cancelled")).then_some(state))
+    });
+    let state = state.unwrap();
+    assert_eq!(state["status"], "completed", "{state}");
+    source.execute("quit", json!({})).unwrap();
+}
+
+fn guest_moves(name: &str, properties: &str) {
+    let home = tempfile::tempdir().unwrap();
+    let home = home.path();
+    let switch = Switch::start().unwrap();
+    let names =
+        ["here", "there", "peer"].map(|place| (home.join(place), format!("migration-{name}-{place}")));
+    let _back_ends = names.each_ref().map(|(socket, name)| back_end(&switch, socket, name));
+    let peer = Machine::new().vhost_user_nic(&names[2].0, "52:54:00:00:03:02", "").address(0, "10.0.0.2/24");
+    let here = machine(home, "here", properties);
+    let mut guests = Guest::start_all(&[(&names[0].1, &here), (&names[2].1, &peer)]).unwrap();
+    let waiting = machine(home, "there", properties).args(&["-incoming", "defer"]);
+    let mut there = Guest::spawn(&names[1].1, &waiting).unwrap();
+    let station = Station::start(&switch, 9).unwrap();
+    station.wait_plugged(&switch).unwrap();
+
+    let [here, peer] = &mut guests[..] else { panic!("two guests") };
+    here.run_ok("mkfifo /tmp/open", LIMIT).unwrap();
+    let receive = here.start_job("nc -l -p 5000 <>/tmp/open | sha256sum").unwrap();
+    peer.run_ok(&format!("dd if=/dev/urandom of=/tmp/data bs=1M count={COPY_MEBIBYTES}"), COPY_LIMIT)
+        .unwrap();
+    let send = peer.start_job("until nc 10.0.0.1 5000 </tmp/data; do sleep 0.2; done").unwrap();
+    here.run_ok("until grep -q ' 01 ' /proc/net/tcp; do sleep 0.1; done", LIMIT).unwrap();
+    migrate(home, "here", "there");
+    let rarp = [&[0xff; 6][..], &[0x52, 0x54, 0, 0, 3, 1, 0x80, 0x35]].concat();
+    station.wait_frame("its new place", LIMIT, |frame| frame.starts_with(&rarp)).unwrap();
+    let sent = peer.finish_job(send, COPY_LIMIT).unwrap();
+    assert_eq!(sent.status, 0, "{}", sent.text);
+    let received = there.finish_job(receive, COPY_LIMIT).unwrap().text;
+    let sent = peer.run_ok("sha256sum </tmp/data", LIMIT).unwrap();
+    assert!(sent.len() > 64 && sent == received, "sent {sent}, received {received}");
+    let text = there.run_ok("ping -c 5 -i 0.2 -W 5 -s 20000 10.0.0.2", LIMIT).unwrap();
+    assert!(text.contains(" 0% packet loss"), "{text}");
+    assert_eq!(there.kernel_trouble().unwrap(), Vec::<String>::new());
+}
+
+#[test]
+fn guest_that_receives_moves_over_split_rings() {
+    guest_moves("split", "rx_queue_size=1024,tx_queue_size=1024");
+}
+
+#[test]
+fn guest_that_receives_moves_over_packed_rings() {
+    guest_moves("packed", "packed=on,rx_queue_size=256");
+}
+
+/// A new ring size resets one ring after the other; reloading the driver resets the device; the MTU is the device's.
+#[test]
+fn rings_are_resized_and_the_device_reset_while_packets_flow() {
+    let home = tempfile::tempdir().unwrap();
+    let home = home.path();
+    let switch = Switch::start().unwrap();
+    let station = Station::start(&switch, 9).unwrap();
+    station.wait_plugged(&switch).unwrap();
+    let _back_end = back_end(&switch, &home.join("here"), "rings");
+    let properties = "packed=on,host_mtu=1400,rx_queue_size=1024,tx_queue_size=1024";
+    let machine = machine(home, "here", properties).kernel(Kernel::Linux6_12);
+    let mut guest = Guest::start("rings", &machine).unwrap();
+    let ping = |guest: &mut Guest| {
+        let text = guest.run_ok("ping -c 20 -i 0.1 -W 5 -s 1300 10.0.0.9", LIMIT).unwrap();
+        assert!(text.contains(" 0% packet loss"), "{text}");
+    };
+    let mtu = guest.run_ok("cat /sys/class/net/eth0/mtu", LIMIT).unwrap();
+    assert_eq!(mtu.trim(), "1400");
+    ping(&mut guest);
+    for size in [256, 64, 1024] {
+        guest.run_ok(&format!("ethtool -G eth0 rx {size} tx {size}"), LIMIT).unwrap();
+        let sizes = guest.run_ok("ethtool -g eth0", LIMIT).unwrap();
+        assert!(sizes.matches(&format!("{size}\n")).count() >= 2, "{sizes}");
+        ping(&mut guest);
+    }
+    let device = "$(basename $(readlink /sys/class/net/eth0/device))";
+    guest
+        .run_ok(
+            &format!(
+                "dev={device}; cd /sys/bus/virtio/drivers/virtio_net; echo $dev >unbind; echo $dev >bind"
+            ),
+            LIMIT,
+        )
+        .unwrap();
+    guest.run_ok("ip link set eth0 up && ip addr add 10.0.0.1/24 dev eth0", LIMIT).unwrap();
+    ping(&mut guest);
+}
