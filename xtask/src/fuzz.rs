@@ -1,7 +1,7 @@
 //! `cargo xtask fuzz`: the fuzz targets of `tests/fuzz`, for a while each.
 //!
 //! libFuzzer wants its counters compiled in; the flags for that are those of cargo-fuzz, which need no nightly
-//! compiler as long as no sanitizer is asked for (there is next to nothing for one to find: what the targets call has no
+//! compiler as long as no sanitizer is asked for (there is little for one to find: of what the targets call only the ring has
 //! unsafe code). A C++ compiler builds libFuzzer itself.
 //!
 //! The corpus in the source tree is what each run begins with. What is found beside it stays under `target/fuzz`, until

@@ -15,7 +15,8 @@ use virtio_bindings::virtio_net::{
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 /// Feature bits offered to a NIC with `pairs` queue pairs (virtio 1.2 § 5.1.3, § 6). UDP fragmentation (UFO) is not among
-/// them: Linux dropped it, and no network of ours carries it.
+/// them: Linux dropped it, and no network of ours carries it. Nor is the reset of single rings: QEMU 10 would offer it to the guest and
+/// then not tell us of one.
 pub fn offered(pairs: u16) -> u64 {
     let always = [
         VIRTIO_F_VERSION_1,

@@ -41,7 +41,7 @@ impl Pair {
         let copy = |index: usize| files[index].try_clone().unwrap();
         let mem = GuestMemoryMmap::from_ranges_with_files([(
             GuestAddress(0),
-            LEN as usize,
+            usize::try_from(LEN).unwrap(),
             Some(FileOffset::new(copy(1), 0)),
         )]);
         let mem = mem.unwrap();
