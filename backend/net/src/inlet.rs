@@ -205,7 +205,8 @@ impl Inlet {
         let full = backlog.used() >= limit;
         self.live.store(live, Ordering::Relaxed);
         self.full.store(full, Ordering::Relaxed);
-        if live && !full {
+        // Also when the queue is gone: a reader asks again, and goes on for the others.
+        if !full {
             for asker in askers.drain(..) {
                 // Full means that it is readable already.
                 let _ = rustix::io::write(&asker, &1u64.to_ne_bytes());

@@ -25,13 +25,13 @@ pub mod counters;
 pub mod features;
 #[cfg(test)]
 mod guest;
-pub mod inlet;
+mod inlet;
 mod lend;
 mod pace;
 mod place;
 mod queue;
 mod rx;
-pub mod steer;
+mod steer;
 mod tx;
 pub mod worker;
 

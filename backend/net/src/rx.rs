@@ -59,7 +59,10 @@ impl Reader {
         inlets: &Inlets,
         counters: &Counters,
     ) -> Result<Round, LinkError> {
-        self.memory.resize(BATCH * ROOM, 0);
+        if self.memory.is_empty() {
+            // Zeroes that the kernel gives, not ones that we write: no page is touched by this.
+            self.memory = vec![0; BATCH * ROOM];
+        }
         let big = link.offloads();
         let small = !big && link.max_frame() <= FRAME_MAX;
         let (count, distance) = if small { (BATCH, ROOM) } else { (BIG_BATCH, BIG_ROOM) };

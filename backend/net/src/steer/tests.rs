@@ -1,7 +1,7 @@
 use vdeplug::TxBuf;
 
 use super::*;
-use crate::guest::{Guest, MERGEABLE};
+use crate::guest::{Guest, MERGEABLE, event, was_written};
 use crate::queue::Queue;
 
 /// UDP from port `from` of one host to port `to` of another, or the other way.
@@ -69,6 +69,24 @@ fn answers_arrive_where_the_guest_sent() {
     inlets.get(1).unwrap().stop();
     each_frame(&[datagram(53, 1000, 1)], |frames| inlets.deliver(frames));
     assert_eq!(guests[0].take().len() + guests[2].take().len(), 1);
+}
+
+#[test]
+fn reader_that_waits_for_a_full_queue_goes_on_when_that_stops() {
+    let (inlets, _guests) = started(2);
+    let asker = Arc::new(event());
+    let mut frame = datagram(1, 2, 3);
+    frame[13] = 6;
+    frame.resize(9000, 0);
+    for _ in 0..1000 {
+        each_frame(std::slice::from_ref(&frame), |frames| inlets.deliver(frames));
+        if !inlets.are_ready(&asker) {
+            break;
+        }
+    }
+    assert!(!inlets.are_ready(&asker) && !was_written(&asker));
+    inlets.get(0).unwrap().stop();
+    assert!(was_written(&asker) && inlets.are_ready(&asker));
 }
 
 #[test]
