@@ -12,7 +12,7 @@
 //! One that stays full for a second does not stop the guest any longer: what it does not take is lost until it takes
 //! frames again.
 //!
-//! The receive queue is not the thread's own: others deliver into it as well ([`crate::inlet`]). The thread takes its kicks
+//! The receive queue is not the thread's own: others deliver into it as well ([`Inlet`]). The thread takes its kicks
 //! and gives it what waited for them.
 //!
 //! The owner's commands come through a channel and an eventfd. [`Worker::stop`] waits for the answer: when it returns,
