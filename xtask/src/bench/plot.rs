@@ -75,7 +75,7 @@ fn svg(groups: &[(&str, &Line)]) -> Result<String> {
 text {{ fill: #222 }} .group {{ font-weight: bold }} .ours {{ fill: #2a7f62 }} .peer {{ fill: #b8bcc4 }} .range {{ stroke: #222 }}
 </style>
 <rect width="100%" height="100%" fill="#fff"/>
-<text x="12" y="26" font-size="16">TCP from guest to guest, one stream, Mbit/s (median; the line spans the middle half of the rounds)</text>
+<text x="12" y="26" font-size="14">TCP from guest to guest, one stream, Mbit/s: median, and the middle half of the rounds</text>
 {body}</svg>
 "##
     ))
