@@ -18,8 +18,8 @@
 //! connected, frames stay in the network's queues until those are full.
 //!
 //! A stream and not datagrams, which QEMU knows as well: one call carries many frames into QEMU, a full socket is waited
-//! for by both sides, and each sees the other's end. On a datagram socket a frame costs a call, QEMU's end cannot be seen,
-//! and neither can ours by QEMU, so that it would never connect again.
+//! for by both sides, and each sees the other's end. QEMU's datagram socket carries one frame a call; it sends without
+//! being connected, and so can neither see our end nor wait until we have room.
 
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]

@@ -16,6 +16,12 @@ fn ping(guest: &mut Guest, address: &str) {
     assert!(text.contains(" 0% packet loss"), "{text}");
 }
 
+/// Waits until all NICs have their carrier: e1000 negotiates for two seconds, and what is sent meanwhile comes late or never.
+fn wait_carrier(guest: &mut Guest) {
+    let all = "for nic in /sys/class/net/eth*; do until grep -q 1 $nic/carrier; do sleep 0.1; done; done";
+    guest.run_ok(all, LIMIT).unwrap();
+}
+
 /// A machine for `vdeq` whose kernel has all the drivers.
 fn machine(qemu: Qemu) -> Machine {
     Machine::new().qemu(qemu).kernel(Kernel::Linux6_1Full).through_vdeq().unwrap()
@@ -60,6 +66,7 @@ fn models_talk(qemu: Qemu, name: &str, models: &[&str]) {
     let names = ["virtio", "e1000", "all"].map(|guest| format!("models-{name}-{guest}"));
     let mut guests =
         Guest::start_all(&[(&names[0], &virtio), (&names[1], &e1000), (&names[2], &all)]).unwrap();
+    guests.iter_mut().for_each(wait_carrier);
     let [virtio, e1000, all] = guests.as_mut_slice() else { panic!("three guests") };
     all.run_ok("echo 1 >/proc/sys/net/ipv4/conf/all/arp_ignore", LIMIT).unwrap();
     for (number, model) in models.iter().enumerate() {
@@ -107,6 +114,7 @@ fn long_frames_pass_where_both_sides_have_them() {
     let virtio = machine().vhost_user_nic(&at("virtio"), "52:54:00:00:00:01", "").address(0, "10.0.0.1/24");
     let e1000e = machine().stream_nic(&at("plain"), "e1000e", "52:54:00:00:00:02").address(0, "10.0.0.2/24");
     let mut guests = Guest::start_all(&[("long-virtio", &virtio), ("long-e1000e", &e1000e)]).unwrap();
+    guests.iter_mut().for_each(wait_carrier);
     let (first, second) = guests.split_at_mut(1);
     fetch_file(&mut first[0], &mut second[0], "10.0.0.1");
     for guest in [&mut first[0], &mut second[0]] {
@@ -129,6 +137,7 @@ fn one_nic_is_on_two_switches_and_finds_back_to_each() {
         .vdeq_nic_on(&nic("e1000", 1), &[&paths[0], &paths[1]])
         .address(0, "10.0.0.1/24");
     let mut guest = Guest::start("models-two-switches", &machine).unwrap();
+    wait_carrier(&mut guest);
     let here = Station::start(&first, 99).unwrap();
     let there = Station::start(&second, 98).unwrap();
     here.wait_plugged(&first).unwrap();
@@ -183,11 +192,13 @@ fn qemu_and_back_end_may_end_and_come_back() {
     };
     for qemu in [Qemu::V7_2, Qemu::Installed] {
         let mut guest = Guest::start("models-killed", &machine(qemu)).unwrap();
+        wait_carrier(&mut guest);
         ping(&mut guest, "10.0.0.99");
         guest.signal(Signal::KILL).unwrap();
         assert!(!guest.wait(LIMIT).unwrap().success());
     }
     let mut guest = Guest::start("models-again", &machine(Qemu::Installed)).unwrap();
+    wait_carrier(&mut guest);
     ping(&mut guest, "10.0.0.99");
     served.signal(Signal::KILL).unwrap();
     served.wait(LIMIT).unwrap();
