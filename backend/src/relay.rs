@@ -33,7 +33,7 @@ use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -49,7 +49,7 @@ use tx::Inbox;
 
 enum Command {
     Connect(UnixStream),
-    Disconnect,
+    Disconnect(SyncSender<()>),
     SetLink(usize, Arc<dyn Link>),
     Exit,
 }
@@ -86,9 +86,13 @@ impl Relay {
         self.command(Command::Connect(socket));
     }
 
-    /// Passes on what the other end wrote before it went, and forgets the connection.
+    /// Passes on what the other end wrote before it went, and forgets the connection. When this returns, all of it is
+    /// counted.
     pub fn disconnect(&self) {
-        self.command(Command::Disconnect);
+        let (reply, answer) = sync_channel(1);
+        self.command(Command::Disconnect(reply));
+        // Without an answer the thread is gone, and with it the connection.
+        let _ = answer.recv();
     }
 
     /// Plugs a link in as number `index`, in place of one that was there.
@@ -241,7 +245,10 @@ impl State {
         while let Ok(command) = self.commands.try_recv() {
             match command {
                 Command::Connect(socket) => self.connect(socket),
-                Command::Disconnect => self.disconnect(),
+                Command::Disconnect(reply) => {
+                    self.disconnect();
+                    let _ = reply.send(());
+                }
                 Command::SetLink(index, link) => {
                     if let Err(errno) = self.ports.plug(&self.epoll, index, link) {
                         log::warn!("{}: cannot watch link {index}: {errno}", self.name);

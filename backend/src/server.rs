@@ -72,8 +72,9 @@ struct Served {
 }
 
 impl Served {
-    /// Logs the counters that are not zero.
-    fn log_counters(&self) {
+    /// Ends the connection, and logs the counters that are not zero.
+    fn part(&mut self) {
+        self.front.disconnect();
         let counters = self.front.counters();
         let shown = counters.iter().filter(|(_, value)| *value > 0);
         let shown: String = shown.map(|(name, value)| format!(" {name}={value}")).collect();
@@ -197,10 +198,12 @@ impl Server {
                 match Source::unpack(event.data) {
                     Source::Signal => {
                         log::info!("ended by a signal");
+                        self.part();
                         return Ok(());
                     }
                     Source::Lifeline => {
                         log::info!("the life line was cut");
+                        self.part();
                         return Ok(());
                     }
                     Source::News => self.read_news(),
@@ -256,9 +259,13 @@ impl Server {
         if let Some(fd) = served.front.fd() {
             let _ = epoll::delete(&self.epoll, fd);
         }
-        served.front.disconnect();
-        served.log_counters();
+        served.part();
         self.accept(index);
+    }
+
+    /// Parts from all front ends that are there.
+    fn part(&mut self) {
+        self.served.iter_mut().filter(|served| served.front.fd().is_some()).for_each(Served::part);
     }
 
     fn read_news(&mut self) {

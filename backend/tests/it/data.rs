@@ -420,3 +420,17 @@ fn lost_switch_comes_back() {
     net.driver.tx().send(&[0; 12], &sent, 2000);
     assert_eq!(station.receive(LIMIT).unwrap(), sent);
 }
+
+#[test]
+fn counters_are_said_at_the_end_of_a_back_end_with_its_front_end_still_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("n0");
+    let args = ["--log-level", "info", "--link", "null://", "--socket-path", socket.to_str().unwrap()];
+    let mut backend = Backend::start(&args, &socket);
+    let mut driver = Driver::connect(&socket, MODERN, 1);
+    driver.tx().send(&[0; 12], &frame(1, 60), 2000);
+    assert_eq!(driver.tx().used(), (0, 0));
+    assert_eq!(backend.terminate(), Some(0));
+    let log = backend.stderr();
+    assert!(log.contains("tx_frames=1 tx_bytes=60"), "{log}");
+}

@@ -3,9 +3,10 @@
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use virtio_net::PATIENCE;
 
 use crate::driver::Driver;
 use crate::offload::{self, TCPV4, TX, assert_segments, pattern};
@@ -117,8 +118,12 @@ fn one_end_after_the_other_is_served_to_its_last_frame() {
         qemu.send(&frame(number, 60));
         assert_eq!(received(&station), frame(number, 60));
         station.send(&frame(number, 61));
-        assert_eq!(qemu.receive(), frame(number, 61));
-        // Gone with a frame on its way, one that is not whole, and one that it never read.
+        let mut got = qemu.receive();
+        if number > 0 && got == frame(number - 1, 62) {
+            got = qemu.receive();
+        }
+        assert_eq!(got, frame(number, 61));
+        // Gone with a frame on its way, one that is not whole, and one that it never read, which may be the next one's.
         station.send(&frame(number, 62));
         qemu.send(&frame(number, 63));
         qemu.0.write_all(&encode(&frame(number, 64))[..20]).unwrap();
@@ -193,11 +198,19 @@ fn qemu_that_does_not_read_costs_a_bounded_memory() {
 
 #[test]
 fn full_network_makes_qemu_wait_and_loses_nothing() {
+    wait_for("a network that is full for less than the second that it may be", || {
+        full_network_for_less_than_a_second().then_some(())
+    });
+}
+
+/// False: this machine was so busy that it took longer, and then frames may be lost.
+fn full_network_for_less_than_a_second() -> bool {
     let dir = tempfile::tempdir().unwrap();
     let switch = Switch::start(&dir.path().join("sw"));
     let socket = dir.path().join("n0");
     let mut backend = backend(&socket, &[&switch.path]);
     let mut qemu = Qemu::connect(&socket);
+    let begun = Instant::now();
     switch.signal(Signal::STOP);
     qemu.0.set_nonblocking(true).unwrap();
     let bytes = encode(&frame(1, 1514));
@@ -218,6 +231,10 @@ fn full_network_makes_qemu_wait_and_loses_nothing() {
         (written == before).then_some(())
     });
     switch.signal(Signal::CONT);
+    // The rest is for the switch to read something.
+    if begun.elapsed() > PATIENCE / 2 {
+        return false;
+    }
     qemu.0.set_nonblocking(false).unwrap();
     qemu.0.write_all(&bytes[unfinished..]).unwrap();
     let mut count = (written + bytes.len() - unfinished) / bytes.len();
@@ -233,6 +250,7 @@ fn full_network_makes_qemu_wait_and_loses_nothing() {
     let line = line_with(&mut backend, "tx_frames");
     assert!(line.contains(&format!(" tx_frames={count} ")), "{line} after {count} frames");
     assert!(!line.contains("tx_link_full"), "{line}");
+    true
 }
 
 #[test]
