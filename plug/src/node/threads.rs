@@ -9,7 +9,7 @@
 //! one sleeps on while there is little to do, and on an idle node both do.
 //!
 //! With one thread a switch of two peers kept one core and a half of two busy: the thread was never idle, but shared its core
-//! with one of the two ends. With two, 64-byte frames pass 1.6 times as fast through the same machine.
+//! with one of the two ends. What a second one gave stands in `docs/bench.md`: up to 1.6 times the frames.
 
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
