@@ -36,9 +36,14 @@ pub struct Request {
     pub sock: Option<Vec<String>>,
     /// The octal text of `--mod`.
     pub mode: Option<String>,
+    /// The number of `--poll-us`.
+    pub poll_us: Option<u64>,
     /// Show the plan instead of carrying it out.
     pub print_plan: bool,
 }
+
+/// The most microseconds for which the back end polls.
+pub const MAX_POLL_US: u64 = 1_000_000;
 
 /// Reads the whole argument list, the name of the wrapper included.
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, Error> {
@@ -90,6 +95,11 @@ fn front_options(rest: &mut VecDeque<OsString>, request: &mut Request) -> Result
                 let mode = value(rest, "--mod 0660")?;
                 request.mode = Some(octal(&mode, "--mod ")?);
             }
+            "--poll-us" => {
+                let value = value(rest, "--poll-us 50")?;
+                let number = value.parse().ok().filter(|number| *number <= MAX_POLL_US);
+                request.poll_us = Some(number.ok_or(Error::PollTime { value })?);
+            }
             _ => break,
         }
     }
@@ -136,6 +146,8 @@ Options, before or right after PROGRAM:
   -sock LIST, -vdesock LIST, -unix LIST
                    without -net vde: one NIC on each of these networks
   --mod OCTAL      who may send to our end of the connection (default 0700)
+  --poll-us N      the back end looks for frames for N microseconds after the
+                   last one before it sleeps: quicker, for a core per NIC
   --print-plan     show what would be run, as shell lines and JSON; run nothing
   -h, --help       this text
   --version        the version of vdeq
@@ -193,13 +205,14 @@ mod tests {
             args: vec!["-m".into(), "64".into(), "-sock".into(), "z".into()],
             sock: Some(vec!["a".into(), String::new(), "b".into()]),
             mode: Some("0660".into()),
+            poll_us: Some(50),
             print_plan: true,
         };
         for line in [
-            "vdeq qemu -sock a,,b --mod 0660 --print-plan -m 64 -sock z",
-            "vdeq qemu --mod 0660 --print-plan -unix a,,b -m 64 -sock z",
-            "vdeq --print-plan qemu -mod 0660 -vdesock a,,b -m 64 -sock z",
-            "vdeqemu --print-plan -mod 0660 -vdesock a,,b -m 64 -sock z",
+            "vdeq qemu -sock a,,b --mod 0660 --poll-us 50 --print-plan -m 64 -sock z",
+            "vdeq qemu --poll-us 50 --mod 0660 --print-plan -unix a,,b -m 64 -sock z",
+            "vdeq --print-plan --poll-us 50 qemu -mod 0660 -vdesock a,,b -m 64 -sock z",
+            "vdeqemu --print-plan -mod 0660 -vdesock a,,b --poll-us 50 -m 64 -sock z",
         ] {
             let words: Vec<&str> = line.split(' ').collect();
             assert_eq!(run(&words), Command::Run(expected.clone()), "{line}");
@@ -232,6 +245,9 @@ mod tests {
             (&["vdeq", "qemu", "--mod"], "--mod"),
             (&["vdeq", "qemu", "--mod", "rw"], "'rw'"),
             (&["vdeq", "qemu", "--mod", "07777"], "'07777'"),
+            (&["vdeq", "qemu", "--poll-us"], "--poll-us 50"),
+            (&["vdeq", "qemu", "--poll-us", "1ms"], "'1ms'"),
+            (&["vdeq", "qemu", "--poll-us", "1000001"], "'1000001'"),
         ] {
             let error = parse(line.iter().map(OsString::from)).expect_err("bad");
             assert!(error.to_string().contains(word), "{error}");

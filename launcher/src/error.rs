@@ -6,6 +6,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::cli::MAX_POLL_US;
 use crate::exit::ExitStatus;
 
 /// Why QEMU is not started.
@@ -26,6 +27,12 @@ pub enum Error {
         value: String,
         /// The option up to its value, for the example.
         option: &'static str,
+    },
+    /// A time of polling that is none, or longer than the back end takes.
+    #[error("'{value}' is not a number of microseconds up to {MAX_POLL_US}; write for example --poll-us 50")]
+    PollTime {
+        /// The text given.
+        value: String,
     },
     /// The last option of the list lacks its value, so nothing may be appended to the list.
     #[error("{0} at the end of the command line needs a value")]
@@ -204,6 +211,7 @@ impl Error {
         match self {
             Self::OptionValue { .. }
             | Self::Mode { .. }
+            | Self::PollTime { .. }
             | Self::MissingValue(_)
             | Self::Net { .. }
             | Self::Segment { .. }

@@ -36,6 +36,8 @@ pub struct Plan {
 pub struct BackEnd {
     /// Directory of its sockets, removed when the VM ends.
     pub private_dir: String,
+    /// For how many microseconds it looks for frames after the last one, if told.
+    pub poll_us: Option<u64>,
     /// The NICs it serves.
     pub nics: Vec<NicPlan>,
 }
@@ -68,6 +70,9 @@ impl BackEnd {
             "--description".into(),
             DESCRIPTION.into(),
         ];
+        if let Some(poll_us) = self.poll_us {
+            words.extend(["--poll-us".into(), poll_us.to_string()]);
+        }
         for nic in &self.nics {
             let mut value = format!("socket-path={}", double(&nic.socket));
             for link in &nic.links {
@@ -160,7 +165,7 @@ mod tests {
             socket: "/run/a,b/0.sock".into(),
             links: vec!["/tmp/x,y".into(), String::new()],
         };
-        let back_end = BackEnd { private_dir: "/run/a,b".into(), nics: vec![nic] };
+        let back_end = BackEnd { private_dir: "/run/a,b".into(), poll_us: None, nics: vec![nic] };
         let expected = ["--private-dir", "/run/a,b", "--description", "vdeqemu", "--nic"];
         let arguments = back_end.arguments();
         assert_eq!(arguments[..5], expected);

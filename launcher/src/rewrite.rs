@@ -47,6 +47,7 @@ pub struct Rewrite {
     segments: Segments,
     served: Vec<Served>,
     prefix: String,
+    poll_us: Option<u64>,
 }
 
 /// A segment with one NIC and at least one link.
@@ -79,7 +80,7 @@ impl Rewrite {
         }
         served.sort_by_key(|served| served.nic.token);
         let prefix = unused_prefix(&request.args);
-        Ok(Self { tokens, machine, segments, served, prefix })
+        Ok(Self { tokens, machine, segments, served, prefix, poll_us: request.poll_us })
     }
 
     /// Whether the VM gets a NIC that our back end serves: then [`Facts`] are needed.
@@ -112,7 +113,8 @@ impl Rewrite {
         }
         if !nics.is_empty() {
             plan.qemu_version = Some(facts.version.to_string());
-            plan.back_end = Some(BackEnd { private_dir: facts.private_dir.clone(), nics });
+            let private_dir = facts.private_dir.clone();
+            plan.back_end = Some(BackEnd { private_dir, poll_us: self.poll_us, nics });
         }
         plan.arguments = edits.apply(&self.tokens);
         plan.notices = edits.notices;
