@@ -40,6 +40,42 @@ least 60 bytes long: such NICs are slower than virtio. A full network makes QEMU
 All links are open and all sockets listen before the first front end can connect. A NIC serves one front end at a time; after
 it has gone the next one is served. A link whose network goes away is opened again when the network is back; the guest
 keeps its NIC meanwhile. SIGTERM, SIGINT and SIGHUP end the program; it removes the sockets that it made.
+.SH COUNTERS
+With \fB\-\-log\-level info\fR, what happened to a NIC's frames is logged when its front end goes and when the program ends, as
+\fINAME=NUMBER\fR, zeroes left out. TX leaves the guest, RX enters it. Numbers are of all front ends since the start.
+.TP
+.BR tx_frames ", " tx_bytes ", " rx_frames ", " rx_bytes
+what left the guest for at least one link, and what entered it
+.TP
+.B rx_joined
+segments that entered the guest as a part of another frame, with which \fBrx_frames\fR counts them
+.TP
+.BR tx_bad_header ", " tx_runt ", " tx_too_long
+dropped: the guest's header asks for what was not negotiated or does not fit the frame; the frame is shorter than an Ethernet
+header, or longer than any link carries
+.TP
+.BR tx_disabled ", " tx_no_link
+dropped: the queue is disabled; no link is up
+.TP
+.BR tx_refused ", " tx_link_full
+dropped by a link, counted for each link: the frame is too long for it; the link is full, and is one of several, or did not read for
+a second, or still is when the NIC goes
+.TP
+.BR rx_bad_header ", " rx_runt ", " rx_too_long
+dropped: the network's header does not fit the frame; the frame is too short, or longer than a frame can be or than the
+guest's buffers without mergeable ones
+.TP
+.BR rx_waited ", " rx_overrun ", " rx_no_buffer
+not dropped, but had to wait for buffers of the guest; dropped, as too much waits already; dropped, as the guest never had so many
+.TP
+.B rx_no_queue
+dropped: the queue is stopped, disabled or broken
+.TP
+.B rx_small_buffer
+buffers given back because they do not even hold the header
+.TP
+.BR bad_chains ", " broken_rings
+chains of descriptors that broke the rules, given back empty; rings that rest until their driver resets them
 .SH EXIT STATUS
 .TP
 .B 0
@@ -103,6 +139,15 @@ fn main() -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn page_names_every_counter() {
+        let page = String::from_utf8(super::page().unwrap()).unwrap();
+        let words: Vec<&str> = page.split([' ', '\n', '"', ',']).collect();
+        for (name, _) in virtio_net::Counters::default().list() {
+            assert!(words.contains(&name), "{name}");
+        }
+    }
+
     #[test]
     fn checked_in_page_is_fresh() {
         let stored = include_bytes!("../vhost-user-vde.1");
