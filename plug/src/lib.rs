@@ -2,7 +2,7 @@
 //!
 //! [`open`] turns a locator (`/run/sw[5]`, `vde:///run/sw`, `null://`, a file that holds one, or nothing for
 //! the user's default network) into a [`Link`], through which Ethernet frames are sent and received in
-//! batches. It knows no virtio, has no state beside the links that it opened, and starts no threads but one for each
+//! batches. It knows no virtio, has no state beside the links that it opened, and starts no threads but one or two for each
 //! network that it serves itself (`switch:///tmp/sw`).
 //!
 //! ```text
