@@ -71,7 +71,7 @@ fn peer_whose_frames_are_all_crumbs_slows_nobody() {
     let (a, b) = (place.join(), place.join());
     let over = AtomicBool::new(false);
     let (header, frame) = crumbs(128);
-    let mut longest = Duration::ZERO;
+    let mut times = Vec::new();
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let bufs = [TxBuf::new(&frame)];
@@ -95,11 +95,19 @@ fn peer_whose_frames_are_all_crumbs_slows_nobody() {
                     heard = take(&*b).contains(&len);
                 }
             }
-            longest = longest.max(begun.elapsed());
+            times.push(begun.elapsed());
+            if !heard {
+                // Too few are a failure.
+                break;
+            }
         }
         over.store(true, Ordering::Relaxed);
     });
-    assert!(longest < Duration::from_secs(2), "a frame of another peer took {longest:?}");
+    times.sort();
+    // Most of them: who has not this machine for itself is late now and then for other reasons. Crumbs without a bound
+    // made it more than a second.
+    let usual = times[times.len() / 2];
+    assert!(times.len() == 20 && usual < Duration::from_millis(500), "frames of another peer took {times:?}");
 }
 
 #[test]
