@@ -9,9 +9,9 @@
 //! from which another device (or this one after a restart) can go on: nothing is lost or repeated by a stop. What was
 //! completed must be published before the ring is stopped or rewound.
 //!
-//! A chain that breaks the rules (loop, address outside memory, wrong direction, too long, nested indirect table) takes its
-//! place in the window with no bytes at all and is counted; its owner gives it back like any other. A driver that makes
-//! more available than the ring holds is beyond help: the ring is [`Broken`] until the driver resets it.
+//! A chain that breaks the rules (loop, address outside memory, wrong direction, no bytes, too long, nested indirect table)
+//! takes its place in the window with no bytes at all and is counted; its owner gives it back like any other. A driver that makes
+//! more available than the ring holds, or less than before, is beyond help: the ring is [`Broken`] until the driver resets it.
 //!
 //! Notifications: the driver's kicks are off while the owner works and switched on before it sleeps
 //! ([`Ring::enable_kicks`], which tells of work that slipped in between). Calls follow the driver's event index, or its
@@ -80,9 +80,9 @@ pub enum RingError {
     },
 }
 
-/// The driver made more available than the ring holds; the ring is dead until it is reset.
+/// The driver made more available than the ring holds, or took some back; the ring is dead until it is reset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the driver made more available than the ring holds, at {at:#x}")]
+#[error("the driver made more available than the ring holds, or took some back, at {at:#x}")]
 pub struct Broken {
     /// Split: the available index. Packed: slot and wrap counter of the chain that does not end.
     pub(crate) at: u16,

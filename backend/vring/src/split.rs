@@ -66,7 +66,9 @@ impl Split {
     /// Reads the available index anew; false: nothing came.
     fn refresh(&mut self, window: &Window) -> Result<bool, Broken> {
         let avail = self.raw.avail_idx();
-        if avail.wrapping_sub(self.next_avail(window)) > self.raw.size() {
+        let ahead = avail.wrapping_sub(self.next_avail(window));
+        // Behind what it showed before is as impossible as too far ahead: it cannot take back what we may be using.
+        if ahead > self.raw.size() || usize::from(ahead) < window.len() {
             return Err(Broken { at: avail });
         }
         self.avail = avail;

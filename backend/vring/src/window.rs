@@ -81,11 +81,13 @@ impl Window {
         Building { start: self.bufs.len(), len: 0 }
     }
 
-    /// Appends a descriptor's bytes to the chain that is being taken; `None`: it breaks the rules.
+    /// Appends a descriptor's bytes to the chain that is being taken; `None`: it breaks the rules. One without bytes does
+    /// too, as in QEMU: a chain costs no more than its bytes are worth.
     #[inline]
     pub fn add(&mut self, chain: &mut Building, desc: &Desc) -> Option<()> {
         let writable = desc.flags & DESC_F_WRITE != 0;
-        if writable != (self.direction == Direction::Rx)
+        if desc.len == 0
+            || writable != (self.direction == Direction::Rx)
             || !self.memory.pieces(desc.addr, desc.len, &mut self.region_hint, &mut self.bufs)
             || self.bufs.len() - chain.start > MAX_CHAIN
         {

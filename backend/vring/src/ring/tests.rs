@@ -175,22 +175,23 @@ fn bad_chains_go_back_empty_and_are_counted() {
     driver.desc(DESC, 2, DATA, 10, DESC_F_WRITE, 0); // wrong direction
     driver.desc(DESC, 3, DATA, 10, DESC_F_NEXT, 77); // out of the table
     driver.desc(DESC, 4, u64::MAX, u32::MAX, 0, 0);
-    for head in 0..5 {
+    driver.desc(DESC, 5, DATA, 0, 0, 0); // nothing
+    for head in 0..6 {
         driver.offer(head);
     }
     driver.offer(999); // no such head: nothing to give back
-    assert_eq!(ring.fill(8), Ok(6));
-    for index in 0..6 {
+    assert_eq!(ring.fill(8), Ok(7));
+    for index in 0..7 {
         assert_eq!((ring.chain_len(index), ring.bufs(index).len()), (0, 0));
         ring.complete(index, 0);
     }
-    assert!(ring.publish(6));
-    assert_eq!(driver.used_idx(), 5);
-    for index in 0..5 {
+    assert!(ring.publish(7));
+    assert_eq!(driver.used_idx(), 6);
+    for index in 0..6 {
         assert_eq!(driver.used(index), (u32::from(index), 0));
     }
-    assert_eq!(ring.take_bad_chains(), 6);
-    assert_eq!(ring.next_avail(), 6);
+    assert_eq!(ring.take_bad_chains(), 7);
+    assert_eq!(ring.next_avail(), 7);
 }
 
 #[test]
@@ -201,6 +202,19 @@ fn runaway_available_index_breaks_the_ring_once() {
     assert_eq!(ring.fill(1), Err(Broken { at: SIZE + 1 }));
     assert_eq!(ring.fill(1), Ok(0), "told once");
     assert!(!ring.enable_kicks(), "and never again a reason to stay awake");
+}
+
+#[test]
+fn available_index_that_goes_back_breaks_the_ring() {
+    let mut driver = Driver::new();
+    let mut ring = driver.ring(Direction::Rx, false);
+    driver.desc(DESC, 0, DATA, 0x100, DESC_F_WRITE, 0);
+    (0..4).for_each(|_| driver.offer(0));
+    assert_eq!(ring.fill(8), Ok(4));
+    driver.write(AVAIL + 2, &2u16.to_le_bytes());
+    assert_eq!(ring.fill(8), Err(Broken { at: 2 }));
+    // Before, all 65534 entries up to the index were taken, most of them many times.
+    assert_eq!(ring.fill(usize::MAX), Ok(0));
 }
 
 #[test]
