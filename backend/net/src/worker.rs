@@ -54,7 +54,7 @@ pub type LinkLost = Box<dyn Fn(usize, &LinkError) + Send>;
 enum Command {
     Start(Side, Box<Start>, SyncSender<()>),
     Stop(Side, SyncSender<u16>),
-    SetCall(Side, Option<OwnedFd>),
+    SetCall(Side, Option<OwnedFd>, SyncSender<()>),
     Enable(Side, bool, SyncSender<()>),
     SetLink(usize, Arc<dyn Link>),
     Exit,
@@ -97,9 +97,10 @@ impl Worker {
         self.ask(|reply| Command::Stop(side, reply)).unwrap_or(0)
     }
 
-    /// Replaces the call descriptor of a running ring.
+    /// Replaces the call descriptor of a running ring. The one before is closed when this returns: whoever sends descriptor
+    /// after descriptor to a busy worker must not have them pile up.
     pub fn set_call(&self, side: Side, call: Option<OwnedFd>) {
-        self.command(Command::SetCall(side, call));
+        self.ask(|reply| Command::SetCall(side, call, reply));
     }
 
     /// Enables or disables a running ring. Who was told that it is enabled may count on getting what is sent from then on.
@@ -350,11 +351,14 @@ impl State {
                 Command::Stop(side, reply) => {
                     let _ = reply.send(self.stop(side));
                 }
-                Command::SetCall(side, call) => self.change(side, |queue| {
-                    queue.call = call;
-                    // What was used under the old descriptor may not have been told.
-                    queue.tell();
-                }),
+                Command::SetCall(side, call, reply) => {
+                    self.change(side, |queue| {
+                        queue.call = call;
+                        // What was used under the old descriptor may not have been told.
+                        queue.tell();
+                    });
+                    let _ = reply.send(());
+                }
                 Command::Enable(side, enabled, reply) => {
                     self.change(side, |queue| queue.enabled = enabled);
                     let _ = reply.send(());
