@@ -101,6 +101,28 @@ impl Guest {
         count
     }
 
+    /// Offers chains that have no end, as many as the ring holds.
+    pub fn post_endless(&mut self) {
+        for head in self.free.drain(..) {
+            let flags = 3u16; // NEXT and WRITE
+            let desc =
+                [&BUFFERS.to_le_bytes()[..], &1u32.to_le_bytes(), &flags.to_le_bytes(), &head.to_le_bytes()]
+                    .concat();
+            self.file.write_all_at(&desc, 16 * u64::from(head)).unwrap();
+            let slot = AVAIL + 4 + 2 * u64::from(self.avail % SIZE);
+            self.file.write_all_at(&head.to_le_bytes(), slot).unwrap();
+            self.avail = self.avail.wrapping_add(1);
+        }
+        self.file.write_all_at(&self.avail.to_le_bytes(), AVAIL + 2).unwrap();
+    }
+
+    /// Takes back what was used and holds nothing.
+    pub fn discard(&mut self) {
+        while self.used_idx() != self.seen {
+            assert!(self.next_buffer().is_empty());
+        }
+    }
+
     /// Makes the available index nonsense.
     pub fn break_ring(&self) {
         self.file.write_all_at(&self.avail.wrapping_add(SIZE + 1).to_le_bytes(), AVAIL + 2).unwrap();

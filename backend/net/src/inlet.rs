@@ -13,6 +13,9 @@
 //! Who can do without delivering (a link that is not read keeps its frames) asks [`Inlet::is_ready`] before. A `false`
 //! comes with the promise that the asker's eventfd is written once it is worth asking again.
 //!
+//! A guest may offer chains that are much work and no room. Who delivers does little of that and leaves the rest to the
+//! pair's own worker, as if the guest had kicked; until that has done it, everybody else's frames only wait.
+//!
 //! A queue that is disabled or broken is as good as none: nothing waits for it.
 
 use std::os::fd::OwnedFd;
@@ -47,6 +50,8 @@ pub struct Inlet {
 struct Inner {
     queue: Option<Queue>,
     backlog: Backlog,
+    /// What the guest offers is for the pair's own worker to look at.
+    left_to_worker: bool,
     /// Eventfds of those who wait until it is worth asking again.
     askers: Vec<Arc<OwnedFd>>,
     private: Vec<u8>,
@@ -72,13 +77,15 @@ impl Inlet {
     /// Delivers frames, in order.
     pub fn deliver<'f>(&self, frames: impl Iterator<Item = &'f TxFrame<'f>>) {
         let mut inner = self.lock();
-        let Inner { queue: Some(queue), backlog, private, .. } = &mut *inner else {
+        let Inner { queue: Some(queue), backlog, private, left_to_worker, .. } = &mut *inner else {
             return self.counters.rx_no_queue.add(frames.count() as u64);
         };
         if !self.live.load(Ordering::Relaxed) {
             return self.counters.rx_no_queue.add(frames.count() as u64);
         }
-        self.drain(queue, backlog, private);
+        if !*left_to_worker {
+            *left_to_worker = self.drain(queue, backlog, private);
+        }
         let mut filler = Filler::new(queue, private, &self.counters, &self.name);
         let (mut waited, mut lost) = (0, 0);
         for frame in frames {
@@ -94,7 +101,7 @@ impl Inlet {
                 false => lost += 1,
             }
         }
-        filler.publish();
+        *left_to_worker |= filler.publish();
         self.counters.rx_waited.add(waited);
         self.counters.rx_overrun.add(lost);
         self.settle(&mut inner);
@@ -103,10 +110,10 @@ impl Inlet {
     /// Takes the driver's kick, and hands over what waits.
     pub(crate) fn kicked(&self) {
         let mut inner = self.lock();
-        let Inner { queue: Some(queue), backlog, private, .. } = &mut *inner else { return };
+        let Inner { queue: Some(queue), backlog, private, left_to_worker, .. } = &mut *inner else { return };
         queue.clear_kick();
         queue.ring.disable_kicks();
-        self.drain(queue, backlog, private);
+        *left_to_worker = self.drain(queue, backlog, private);
         self.settle(&mut inner);
     }
 
@@ -169,10 +176,10 @@ impl Inlet {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Hands over what waits, as far as there are buffers.
-    fn drain(&self, queue: &mut Queue, backlog: &mut Backlog, private: &mut Vec<u8>) {
+    /// Hands over what waits, as far as there are buffers. True: too much stood in the way of more.
+    fn drain(&self, queue: &mut Queue, backlog: &mut Backlog, private: &mut Vec<u8>) -> bool {
         if backlog.is_empty() {
-            return;
+            return false;
         }
         let mut filler = Filler::new(queue, private, &self.counters, &self.name);
         while let Some((entry, bytes)) = backlog.front() {
@@ -184,15 +191,15 @@ impl Inlet {
             }
             backlog.pop();
         }
-        filler.publish();
+        filler.publish()
     }
 
     /// Brings everything in line with the queue and with what waits for it, after either changed.
     fn settle(&self, inner: &mut Inner) {
-        let Inner { queue, backlog, askers, private } = inner;
+        let Inner { queue, backlog, askers, private, left_to_worker } = inner;
         let live = match queue.as_mut().filter(|queue| queue.enabled && !queue.broken) {
             Some(queue) => {
-                self.await_buffers(queue, backlog, private);
+                *left_to_worker = self.await_buffers(queue, backlog, private, *left_to_worker);
                 !queue.broken
             }
             None => false,
@@ -214,17 +221,27 @@ impl Inlet {
         }
     }
 
-    /// Asks for kicks if something waits, unless buffers come meanwhile.
-    fn await_buffers(&self, queue: &mut Queue, backlog: &mut Backlog, private: &mut Vec<u8>) {
+    /// Asks for kicks if something waits, unless buffers come meanwhile. Takes and returns whether the ring is left to the worker.
+    fn await_buffers(
+        &self,
+        queue: &mut Queue,
+        backlog: &mut Backlog,
+        private: &mut Vec<u8>,
+        mut left_to_worker: bool,
+    ) -> bool {
         for _ in 0..LOOKS {
+            if left_to_worker {
+                break;
+            }
             if backlog.is_empty() || !queue.ring.enable_kicks() {
-                return;
+                return false;
             }
             queue.ring.disable_kicks();
-            self.drain(queue, backlog, private);
+            left_to_worker = self.drain(queue, backlog, private);
         }
         // The worker goes on where we stop, as if the guest had kicked.
         let _ = rustix::io::write(&queue.kick, &1u64.to_ne_bytes());
+        left_to_worker
     }
 }
 

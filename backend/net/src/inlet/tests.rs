@@ -96,6 +96,31 @@ fn disabled_and_broken_queues_are_as_good_as_none() {
 }
 
 #[test]
+fn endless_chains_are_the_own_workers_to_walk() {
+    let mut guest = Guest::new();
+    let inlet = started(&guest, MERGEABLE);
+    guest.post_endless();
+    deliver(&inlet, Header::NONE, &plain(0, 60));
+    let met = guest.used_idx();
+    assert!((1..64).contains(&met), "one delivery met {met} of them");
+    deliver(&inlet, Header::NONE, &plain(1, 60));
+    assert_eq!(guest.used_idx(), met, "the next one leaves them alone");
+    assert_eq!((count(&inlet, "rx_waited"), count(&inlet, "rx_frames")), (2, 0));
+    // The worker goes on by itself until they are all gone, a few at a time.
+    while was_written(&guest.kick) {
+        let before = guest.used_idx();
+        inlet.kicked();
+        assert!((1..64).contains(&(guest.used_idx() - before)));
+    }
+    guest.discard();
+    guest.post(4, 2000);
+    inlet.kicked();
+    assert_eq!(guest.take(), [(Header::NONE, plain(0, 60)), (Header::NONE, plain(1, 60))]);
+    deliver(&inlet, Header::NONE, &plain(2, 60));
+    assert_eq!(guest.take(), [(Header::NONE, plain(2, 60))], "all is as before");
+}
+
+#[test]
 fn starved_guest_gets_everything_in_order() {
     let mut guest = Guest::new();
     let inlet = started(&guest, MERGEABLE | CSUM | TSO);
