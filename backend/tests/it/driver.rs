@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use vhost::vhost_user::message::VhostUserHeaderFlag;
@@ -13,6 +14,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::world::wait_for;
 
+pub const PACKED: u64 = 1 << 34;
 pub const VERSION_1: u64 = 1 << 32;
 pub const EVENT_IDX: u64 = 1 << 29;
 pub const INDIRECT: u64 = 1 << 28;
@@ -31,12 +33,12 @@ pub const GUEST_USO6: u64 = 1 << 55;
 pub const HOST_USO: u64 = 1 << 56;
 const PROTOCOL_FEATURES: u64 = 1 << 30;
 
-const USER: u64 = 0x7f00_0000_0000;
-const MEMORY: u64 = 4 << 20;
+pub const USER: u64 = 0x7f00_0000_0000;
+pub const MEMORY: u64 = 4 << 20;
 /// Each ring has a page per part, then its buffers.
 const RING_SPAN: u64 = 0x8_0000;
 const BUFFERS: u64 = 0x1_0000;
-const SIZE: u16 = 256;
+pub const SIZE: u16 = 256;
 
 pub const NEXT: u16 = 1;
 pub const WRITE: u16 = 2;
@@ -44,7 +46,7 @@ pub const WRITE: u16 = 2;
 /// One virtqueue as its driver sees it.
 pub struct Queue {
     file: File,
-    base: u64,
+    pub base: u64,
     pub kick: EventFd,
     pub call: EventFd,
     avail: u16,
@@ -53,7 +55,7 @@ pub struct Queue {
 }
 
 impl Queue {
-    fn write(&self, at: u64, bytes: &[u8]) {
+    pub fn write(&self, at: u64, bytes: &[u8]) {
         self.file.write_all_at(bytes, at).unwrap();
     }
 
@@ -148,6 +150,8 @@ impl Queue {
 /// A driver with its queues, connected and negotiated.
 pub struct Driver {
     pub frontend: Frontend,
+    /// The same socket, for what that would not say.
+    pub connection: UnixStream,
     pub queues: Vec<Queue>,
     file: File,
 }
@@ -158,8 +162,8 @@ impl Driver {
         let file = tempfile::tempfile().unwrap();
         file.set_len(MEMORY).unwrap();
         let count = 2 * pairs;
-        let mut frontend =
-            wait_for("the back end to accept", || Frontend::connect(socket, count as u64).ok());
+        let connection = wait_for("the back end to listen", || UnixStream::connect(socket).ok());
+        let mut frontend = Frontend::from_stream(connection.try_clone().unwrap(), count as u64);
         let offered = frontend.get_features().unwrap();
         assert_eq!(features & !offered, 0, "offered: {offered:#x}");
         let protocol = frontend.get_protocol_features().unwrap();
@@ -177,7 +181,7 @@ impl Driver {
             free: 0,
         };
         let queues = (0..count).map(queue).collect();
-        let mut driver = Self { frontend, queues, file };
+        let mut driver = Self { frontend, connection, queues, file };
         driver.share_memory();
         for index in 0..count {
             driver.start(index, 0);

@@ -5,6 +5,7 @@ mod combinations;
 mod data;
 mod dpdk;
 mod driver;
+mod hostile;
 mod joined;
 mod life;
 mod offload;

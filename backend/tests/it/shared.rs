@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::driver::{Driver, EVENT_IDX, INDIRECT, MRG_RXBUF, VERSION_1};
 use crate::world::{Backend, LIMIT, Station};
 
-const MODERN: u64 = VERSION_1 | EVENT_IDX | INDIRECT | MRG_RXBUF;
+pub const MODERN: u64 = VERSION_1 | EVENT_IDX | INDIRECT | MRG_RXBUF;
 
 /// One process with `count` NICs on one network, and the network's directory.
 fn nics(dir: &Path, scheme: &str, count: usize) -> (Backend, Vec<Driver>) {
@@ -20,14 +20,14 @@ fn nics(dir: &Path, scheme: &str, count: usize) -> (Backend, Vec<Driver>) {
     (backend, drivers)
 }
 
-fn frame(to: u8, from: u8) -> Vec<u8> {
+pub fn frame(to: u8, from: u8) -> Vec<u8> {
     let mut frame = vec![2, 0, 0, 0, 0, to, 2, 0, 0, 0, 0, from, 0x88, 0xb5];
     frame.extend((0..100).map(|at| at ^ from));
     frame
 }
 
 /// Sends a frame and sees that each of `to` gets it.
-fn pass(drivers: &mut [Driver], from: usize, frame: &[u8], to: &[usize]) {
+pub fn pass(drivers: &mut [Driver], from: usize, frame: &[u8], to: &[usize]) {
     let posted: Vec<_> = to.iter().map(|nic| drivers[*nic].rx().post(1, 2048)[0]).collect();
     to.iter().for_each(|nic| drivers[*nic].rx().kick());
     drivers[from].tx().send(&[0; 12], frame, 2000);
