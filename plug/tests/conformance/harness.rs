@@ -290,6 +290,11 @@ pub fn as_user<T: Send>(uid: u32, groups: &[u32], work: impl FnOnce() -> T + Sen
     })
 }
 
+/// The program that runs, also when another one was built in its place meanwhile.
+pub fn this_program() -> String {
+    format!("/proc/{}/exe", std::process::id())
+}
+
 const CHILD: &str = "VDEPLUG_TEST_CHILD";
 
 /// Runs the body in a process of its own: this test again, in the environment that `prepare` makes.
@@ -297,8 +302,7 @@ pub fn in_child(test: &str, prepare: impl FnOnce(Command) -> Command, body: impl
     if std::env::var_os(CHILD).is_some() {
         return body();
     }
-    let exe = std::env::current_exe().expect("the test program");
-    let mut command = prepare(Command::new(exe));
+    let mut command = prepare(Command::new(this_program()));
     let output = command
         .args(["--exact", test, "--nocapture"])
         .env(CHILD, "1")

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use vdeplug::{Header, LinkError, OpenErrorKind, OpenOptions, RxBuf, RxFrame, TxBuf, TxFrame};
 
-use crate::harness::{NOBODY, as_user, readable, until};
+use crate::harness::{NOBODY, as_user, readable, this_program, until};
 use crate::kernel::{
     OTHER_MAC, Space, Udp, is_complete, next, next_udp, open_in, poll_next, refused_in, send_with,
     sent_until, talk,
@@ -336,8 +336,7 @@ fn veth_of_a_killed_process_is_taken_over_once() {
     }
     let here = Space::new();
     let mut victim = here.run(|| {
-        let exe = std::env::current_exe().expect("the test program");
-        let mut command = Command::new(exe);
+        let mut command = Command::new(this_program());
         command.args(["--exact", TEST, "--nocapture"]).env("VDEPLUG_TEST_VICTIM", "1");
         command.stdout(Stdio::piped()).spawn().expect("run the test program")
     });

@@ -13,7 +13,7 @@ use vdeplug::{Link, NodeError, OpenError, OpenErrorKind, OpenOptions, TxBuf, TxF
 
 use crate::harness::{
     LONG, NOBODY, RealSwitch, as_user, broadcast, in_child, names, need_root, open, readable, receive, send,
-    until,
+    this_program, until,
 };
 use crate::node_peers::{
     Place, Plug, Raw, connect, drain, is_closed, receive_long, request, unicast, until_peers,
@@ -346,7 +346,7 @@ fn c_39_path_of_a_killed_owner_is_taken_over() {
     }
     let place = Place::new();
     for scheme in ["multi", "switch"] {
-        let mut dead = Command::new(std::env::current_exe().expect("the test program"))
+        let mut dead = Command::new(this_program())
             .args(["--exact", "node::c_39_path_of_a_killed_owner_is_taken_over"])
             .env(OWNER, place.at(scheme, "[mode=0666]"))
             .stdout(Stdio::null())
