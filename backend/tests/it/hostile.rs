@@ -1,6 +1,7 @@
 //! A virtual machine that does whatever it can against the process that serves it and against its neighbours: its rings
 //! hold anything, and its front end says anything at any time. The neighbours notice nothing, and nothing is left of it.
 
+use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -195,4 +196,27 @@ fn neighbours_of_a_hostile_guest_talk_on() {
 #[test]
 fn neighbours_of_a_hostile_front_end_talk_on() {
     neighbours_talk("hub", 23, true);
+}
+
+#[test]
+fn refusals_without_end_do_not_fill_the_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("n0");
+    let mut backend =
+        Backend::start(&["--socket-path", socket.to_str().unwrap(), "--link", "null://"], &socket);
+    let driver = Driver::connect(&socket, VERSION_1, 1);
+    // An unknown request that wants a reply, and a ring that there is none of.
+    let unknown = [999u32, 9, 0].map(u32::to_ne_bytes).concat();
+    let no_ring = [18u32, 9, 8, 77, 1].map(u32::to_ne_bytes).concat();
+    for _ in 0..500 {
+        for request in [&unknown, &no_ring] {
+            (&driver.connection).write_all(request).unwrap();
+            let mut reply = [0; 20];
+            (&driver.connection).read_exact(&mut reply).unwrap();
+            assert_eq!(reply[12..], 1u64.to_ne_bytes());
+        }
+    }
+    assert_eq!(backend.terminate(), Some(0));
+    let lines = backend.stderr().lines().count();
+    assert!((1..40).contains(&lines), "{lines} lines");
 }

@@ -39,6 +39,8 @@ const RING_INDEX: u64 = 0xff;
 const VRING_F_LOG: u32 = 1;
 /// Smallest MTU that a guest may be told (virtio 1.2 § 5.1.4.1); the largest is what 16 bits hold.
 const MTU_MIN: u64 = 68;
+/// So many refusals of one connection are warned of. A front end can have as many as it likes, one after the other.
+const WARNINGS: u32 = 16;
 
 /// A request that we cannot carry out; the text says why and goes into the log.
 #[derive(Debug)]
@@ -77,6 +79,8 @@ pub struct Session {
     memory: Arc<Memory>,
     log: Option<Arc<DirtyLog>>,
     rings: Vec<Vring>,
+    /// Requests that were answered with a no.
+    refusals: u32,
 }
 
 impl Session {
@@ -87,6 +91,7 @@ impl Session {
             protocol: VhostUserProtocolFeatures::empty(),
             memory: Arc::default(),
             log: None,
+            refusals: 0,
             rings: (0..device.ring_count()).map(|_| Vring::default()).collect(),
         }
     }
@@ -96,7 +101,7 @@ impl Session {
         let (request, need_reply) = (message.request, message.need_reply);
         let acknowledge = need_reply && self.protocol.contains(VhostUserProtocolFeatures::REPLY_ACK);
         let Some(entry) = message::find(request) else {
-            log::warn!("{}: unknown vhost-user request {request}", self.name);
+            log::log!(self.refuses(), "{}: unknown vhost-user request {request}", self.name);
             return match acknowledge {
                 true => Ok(Some(ack(false))),
                 false => Err(Error::Protocol(format!("unknown request {request}"))),
@@ -132,11 +137,17 @@ impl Session {
             Ok(Some(answer)) => Ok(Some(answer)),
             Ok(None) => Ok(acknowledge.then(|| ack(true))),
             Err(Refused(why)) if acknowledge => {
-                log::warn!("{}: {:?} refused: {why}", self.name, entry.request);
+                log::log!(self.refuses(), "{}: {:?} refused: {why}", self.name, entry.request);
                 Ok(Some(ack(false)))
             }
             Err(Refused(why)) => Err(Error::Protocol(format!("{:?}: {why}", entry.request))),
         }
+    }
+
+    /// Counts a refusal; returns the level at which it is told.
+    fn refuses(&mut self) -> log::Level {
+        self.refusals = self.refusals.saturating_add(1);
+        if self.refusals <= WARNINGS { log::Level::Warn } else { log::Level::Debug }
     }
 
     /// Takes all rings from the device, for good.
