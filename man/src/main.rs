@@ -40,6 +40,12 @@ least 60 bytes long: such NICs are slower than virtio. A full network makes QEMU
 All links are open and all sockets listen before the first front end can connect. A NIC serves one front end at a time; after
 it has gone the next one is served. A link whose network goes away is opened again when the network is back; the guest
 keeps its NIC meanwhile. SIGTERM, SIGINT and SIGHUP end the program; it removes the sockets that it made.
+.PP
+With QEMU, \fBqueues=\fR of \fB\-netdev vhost\-user\fR must not be more than \fBqueues=\fR here: QEMU asks again without end.
+After the program was killed and started again, QEMU connects again (\fBreconnect\-ms=\fR of the chardev) and guests with split rings go
+on; one with a packed ring (\fBpacked=on\fR) has to reset its NIC, because nobody else knows how far its rings were. A guest
+migrates to another QEMU that has the same NIC on a back end of its own: start that one with \fB\-incoming\fR, then \fBmigrate\fR in the
+first one's monitor.
 .SH COUNTERS
 With \fB\-\-log\-level info\fR, what happened to a NIC's frames is logged when its front end goes and when the program ends, as
 \fINAME=NUMBER\fR, zeroes left out. TX leaves the guest, RX enters it. Numbers are of all front ends since the start.

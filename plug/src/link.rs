@@ -145,6 +145,24 @@ impl<'a> TxFrame<'a> {
         unsafe { gather(bufs.iter().map(|piece| &piece.0), offset, to) }
     }
 
+    /// Appends a copy of the frame's bytes.
+    pub fn append_to(&self, out: &mut Vec<u8>) {
+        out.reserve(self.len());
+        for piece in self.bufs {
+            let room = out.spare_capacity_mut();
+            let count = piece.len().min(room.len());
+            if count > 0 {
+                let (from, to) = (piece.0.iov_base.cast::<u8>(), room.as_mut_ptr().cast::<u8>());
+                // SAFETY: whoever made the piece promised that its bytes are readable; `room` is private memory of at
+                // least `count` bytes. A writer on the other side of a shared mapping makes the copy hold any bytes.
+                unsafe { std::ptr::copy_nonoverlapping(from, to, count) };
+                let len = out.len() + count;
+                // SAFETY: `count` bytes behind the old end were written just now, and the capacity includes them.
+                unsafe { out.set_len(len) };
+            }
+        }
+    }
+
     /// Appends the frame's bytes from `range` as pieces.
     pub fn pieces(&self, range: std::ops::Range<usize>, out: &mut Vec<TxBuf<'a>>) {
         self.pieces_near(&mut Place::default(), range, out);

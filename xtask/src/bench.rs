@@ -29,6 +29,7 @@ mod report;
 mod usage;
 mod virtio_user;
 
+use std::io::Write as _;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -173,7 +174,10 @@ pub fn run(args: &Args) -> Result<()> {
         bail!("no line has this name; see them all with: cargo xtask bench --list");
     }
     if options.list {
-        areas.iter().flat_map(Area::lines).filter(chosen).for_each(|line| println!("{line}"));
+        let mut out = std::io::stdout().lock();
+        // Whoever reads them may have read enough.
+        let _ =
+            areas.iter().flat_map(Area::lines).filter(chosen).try_for_each(|line| writeln!(out, "{line}"));
         return Ok(());
     }
     step::timed("packages", || deps::run_for_bench(&options.deps))?;

@@ -67,9 +67,7 @@ impl Backlog {
             self.bytes.drain(..self.start);
             self.start = 0;
         }
-        let at = self.bytes.len();
-        self.bytes.resize(at + len, 0);
-        frame.read_at(0, self.bytes.get_mut(at..).unwrap_or_default());
+        frame.append_to(&mut self.bytes);
         self.entries.push_back(Entry { header: frame.header, len, segments });
         true
     }

@@ -13,8 +13,8 @@
 use std::sync::Arc;
 
 use offload::HEAD_MAX;
-use offload::header::{GSO_NONE, NEEDS_CSUM};
-use vdeplug::link::{BIG_FRAME_MAX, FRAME_MAX, FRAME_MIN};
+use offload::header::NEEDS_CSUM;
+use vdeplug::link::{BIG_FRAME_MAX, FRAME_MIN};
 use vdeplug::{Header, Link, LinkError, Sent, TxBuf, TxFrame};
 use vring::buf::read_chain;
 
@@ -122,9 +122,8 @@ fn check<'c>(queue: &Queue, chain: usize, counters: &'c Counters) -> Result<Fram
     let mut bytes = [0; Header::LEN];
     read_chain(bufs, 0, bytes.get_mut(..accepted.header_len).unwrap_or_default());
     let mut header = Header::decode(&bytes);
-    // A chain may claim gigabytes.
-    let max = if header.gso_type == GSO_NONE { FRAME_MAX } else { BIG_FRAME_MAX };
-    if len > max {
+    // A chain may claim gigabytes. What of less is too long for a link, that link knows.
+    if len > BIG_FRAME_MAX {
         return Err(&counters.tx_too_long);
     }
     // Flags that have no meaning here are to be ignored (virtio 1.2 § 5.1.6.2.2).

@@ -107,7 +107,7 @@ impl Sample {
         let (need, kind) = kinds[draw.usize(..3)];
         let segmented = sender.has(need) && draw.bool();
         let size = 500 + draw.usize(..900);
-        let len = if segmented { 2 * size + draw.usize(..60_000) } else { draw.usize(..8000) };
+        let len = if segmented { 2 * size + draw.usize(..60_000) } else { draw.usize(..60_000) };
         let seed = draw.usize(..256);
         let payload: Vec<u8> = (0..len).map(|at| (at * 7 + at / 251 + seed).to_le_bytes()[0]).collect();
         let (v4, csum_start, csum_offset) =

@@ -86,7 +86,7 @@ impl Station {
         let wait =
             Timespec { tv_sec: wait.as_secs().try_into().unwrap(), tv_nsec: wait.subsec_nanos().into() };
         poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&wait)).unwrap();
-        let mut bytes = vec![0; 10_000];
+        let mut bytes = vec![0; 70_000];
         let room = [RxBuf::new(&mut bytes)];
         let mut frame = [RxFrame::new(&room)];
         let count = self.0.recv(&mut frame).unwrap();

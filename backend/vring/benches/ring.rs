@@ -1,10 +1,5 @@
 //! What the ring itself costs per packet: chains taken, looked at, completed and published in batches, and the notification
-//! rules, with a driver that refills all of the ring between two looks at the clock.
-//!
-//!     cargo bench -p vring                 # nanoseconds, the best of many laps
-//!     valgrind --tool=callgrind --toggle-collect='*serve*' target/release/deps/ring-HASH 100
-//!
-//! The second counts instructions: divide by the packets that it prints.
+//! rules, with a driver that refills all of the ring between two looks at the clock. `cargo bench -p vring`.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, missing_docs)]
 
@@ -14,6 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use vring::{Direction, Layout, Memory, RegionSpec, Ring};
 
 const SIZE: u16 = 256;
@@ -113,7 +109,6 @@ impl Driver {
 }
 
 /// What a worker does with a ring until it is empty.
-#[inline(never)]
 fn serve(ring: &mut Ring) -> usize {
     let mut packets = 0;
     ring.disable_kicks();
@@ -134,24 +129,39 @@ fn serve(ring: &mut Ring) -> usize {
     }
 }
 
-fn main() {
-    let laps = std::env::args().find_map(|word| word.parse().ok()).unwrap_or(2000u32);
+fn ring(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("ring");
+    group.throughput(Throughput::Elements(1));
+    // Refilling takes much longer than what is measured.
+    group
+        .warm_up_time(Duration::from_millis(100))
+        .measurement_time(Duration::from_millis(300))
+        .sample_size(20);
     for shape in SHAPES {
-        for packed in [false, true] {
-            let mut driver = Driver::new(packed, shape);
-            let mut ring = driver.ring();
-            let (mut best, mut packets) = (Duration::MAX, 0);
-            for _ in 0..laps {
-                driver.refill();
-                let start = Instant::now();
-                let served = serve(&mut ring);
-                best = best.min(start.elapsed());
-                assert_eq!(served, usize::from(driver.chains));
-                packets += served;
-            }
-            let layout = if packed { "packed" } else { "split" };
-            let nanos = best.as_secs_f64() * 1e9 / f64::from(driver.chains);
-            println!("{layout}, {}: {nanos:.1} ns a packet, {packets} packets", shape.name);
+        for (layout, packed) in [("split", false), ("packed", true)] {
+            group.bench_function(BenchmarkId::new(layout, shape.name), |bencher| {
+                let mut driver = Driver::new(packed, shape);
+                let mut ring = driver.ring();
+                bencher.iter_custom(|packets| measure(&mut driver, &mut ring, packets));
+            });
         }
     }
+    group.finish();
 }
+
+/// The time that so many packets take, in whole laps of the ring.
+fn measure(driver: &mut Driver, ring: &mut Ring, packets: u64) -> Duration {
+    let laps = packets.div_ceil(u64::from(driver.chains));
+    let mut time = Duration::ZERO;
+    for _ in 0..laps {
+        driver.refill();
+        let start = Instant::now();
+        let served = serve(ring);
+        time += start.elapsed();
+        assert_eq!(served, usize::from(driver.chains));
+    }
+    time.mul_f64(packets as f64 / (laps * u64::from(driver.chains)) as f64)
+}
+
+criterion_group!(benches, ring);
+criterion_main!(benches);

@@ -155,11 +155,8 @@ impl Taken {
 
 /// Appends a frame as it is.
 fn append_from(bytes: &mut Vec<u8>, frame: &TxFrame<'_>) {
-    let len = frame.len();
-    mark(bytes, len, frame.header);
-    let start = bytes.len();
-    bytes.resize(start + len, 0);
-    frame.read_at(0, bytes.get_mut(start..).unwrap_or_default());
+    mark(bytes, frame.len(), frame.header);
+    frame.append_to(bytes);
 }
 
 /// Appends a complete frame in pieces.
