@@ -68,6 +68,23 @@ pub struct Cli {
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = value_parser!(u64).range(..=1_000_000))]
     pub poll_us: u64,
 
+    /// Let the guest do its checksums and its segmentation itself
+    #[arg(long)]
+    pub no_offloads: bool,
+
+    /// Serve without a network that cannot be joined yet, and try it again and again
+    #[arg(long)]
+    pub keep_going: bool,
+
+    /// Write the frames of the NIC to this file, which Wireshark reads; of several, NIC 1 has one that ends in .nic1 before
+    /// its extension
+    #[arg(long, value_name = "FILE")]
+    pub capture: Option<PathBuf>,
+
+    /// Give the sockets that we make to this user
+    #[arg(long, value_name = "UID:GID", value_parser = parse_owner)]
+    pub socket_owner: Option<(u32, u32)>,
+
     /// What goes to the standard error: off, error, warn, info or debug
     #[arg(long, value_name = "LEVEL", default_value = "warn")]
     pub log_level: LevelFilter,
@@ -144,6 +161,14 @@ pub struct Config {
     pub description: String,
     /// How long queue pairs go on looking for frames after the last one.
     pub poll: Duration,
+    /// Guests may leave checksums and segmentation to others.
+    pub offloads: bool,
+    /// A network that cannot be joined is tried again.
+    pub keep_going: bool,
+    /// Where frames are written to.
+    pub capture: Option<PathBuf>,
+    /// Whose the sockets are that we make, by user and group; ours if nobody is named.
+    pub socket_owner: Option<(u32, u32)>,
     /// [`vdeplug::open`], unless a program over this library knows further networks.
     pub open: Opener,
     /// Its closing ends us.
@@ -199,10 +224,25 @@ impl TryFrom<Cli> for Config {
                 return usage(format!("{name} is given to two NICs; each needs its own"));
             }
         }
-        let Cli { description, poll_us, lifeline_fd, private_dir, .. } = cli;
-        let poll = Duration::from_micros(poll_us);
-        Ok(Self { nics, description, poll, open: vdeplug::open, lifeline: lifeline_fd, private_dir })
+        Ok(Self {
+            nics,
+            description: cli.description,
+            poll: Duration::from_micros(cli.poll_us),
+            offloads: !cli.no_offloads,
+            keep_going: cli.keep_going,
+            capture: cli.capture,
+            socket_owner: cli.socket_owner,
+            open: vdeplug::open,
+            lifeline: cli.lifeline_fd,
+            private_dir: cli.private_dir,
+        })
     }
+}
+
+/// `UID:GID`, both numbers.
+fn parse_owner(text: &str) -> Result<(u32, u32), &'static str> {
+    let numbers = text.split_once(':').and_then(|(uid, gid)| Some((uid.parse().ok()?, gid.parse().ok()?)));
+    numbers.ok_or("give two numbers, as 1000:1000")
 }
 
 /// `socket-path=PATH,link=LOCATOR,…` with QEMU's rules: `,,` is a comma inside a value.
@@ -322,8 +362,21 @@ mod tests {
     }
 
     #[test]
+    fn what_concerns_all_nics() {
+        let nic = ["--fd", "7", "--link", "x"];
+        let plain = config(&nic).unwrap();
+        assert!(
+            plain.offloads && !plain.keep_going && plain.capture.is_none() && plain.socket_owner.is_none()
+        );
+        let more = ["--no-offloads", "--keep-going", "--capture", "/c", "--socket-owner", "5:6"];
+        let config = config(&[&nic[..], &more].concat()).unwrap();
+        assert!(!config.offloads && config.keep_going);
+        assert_eq!((config.capture, config.socket_owner), (Some("/c".into()), Some((5, 6))));
+    }
+
+    #[test]
     fn wrong_words_are_named() {
-        let cases: [(&[&str], &str); 17] = [
+        let cases: [(&[&str], &str); 18] = [
             (&[], "no NIC to serve"),
             (&["--link", "/a"], "--socket-path or --fd"),
             (&["--protocol", "stream"], "--socket-path or --fd"),
@@ -337,6 +390,7 @@ mod tests {
             (&["--nic", "fd=x,link=/a"], "'fd=x' wants a number"),
             (&["--fd", "3", "--link", "/a", "--poll-us", "1000001"], "1000001 is not in 0..=1000000"),
             (&["--fd", "3", "--link", "/a", "--poll-us", "1ms"], "'1ms'"),
+            (&["--fd", "3", "--link", "/a", "--socket-owner", "nobody"], "1000:1000"),
             (&["--nic", "fd=3,link=/a,queues=17"], "queues=17"),
             (&["--nic", "fd=3,link=/a,queues=2,protocol=stream"], "queues=2"),
             (&["--nic", "fd=3,link=/a,protocol=dgram"], "'protocol=dgram'"),

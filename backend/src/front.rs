@@ -29,18 +29,20 @@ pub enum Front {
 }
 
 impl Front {
-    /// Starts the threads. `poll`: how long each goes on looking for frames after the last one; `lost` makes each one's
-    /// callback for dead links.
+    /// Starts the threads. `offloads`: a guest that can may leave work to others; `poll`: how long each goes on looking for
+    /// frames after the last one; `lost` makes each one's callback for dead links.
     pub fn new(
         name: &str,
         config: &NicConfig,
+        offloads: bool,
         poll: Duration,
         lost: impl Fn() -> LinkLost,
     ) -> std::io::Result<Self> {
         Ok(match config.protocol {
-            Protocol::VhostUser => {
-                Self::VhostUser { nic: Nic::new(name, config.queues, poll, lost)?, connection: None }
-            }
+            Protocol::VhostUser => Self::VhostUser {
+                nic: Nic::new(name, config.queues, offloads, poll, lost)?,
+                connection: None,
+            },
             Protocol::Stream => Self::Stream { relay: Relay::spawn(name, poll, lost())?, connection: None },
         })
     }

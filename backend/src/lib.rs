@@ -7,6 +7,7 @@
 //!  front      one NIC with whoever is connected to its socket
 //!  nic        a virtio NIC: the vhost-user device in front of its workers, one per queue pair
 //!  relay      a NIC that QEMU emulates, whose frames come through a stream socket
+//!  capture    the frames of a NIC in a file
 //!  links      opening links, and opening them again when a network went away
 //!  server     the control thread: accepts front ends, reads their messages, hears signals and the life line
 //!  readiness  tells the program that started us that all is up, or why not
@@ -16,6 +17,7 @@
 //! Start-up order: options, log, signals, links, sockets, workers, readiness. Whatever can fail fails before the first front
 //! end can connect, because QEMU retries for ever on a back end that closes the connection.
 
+mod capture;
 pub mod cli;
 mod front;
 mod links;

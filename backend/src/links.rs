@@ -10,7 +10,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use rustix::fd::OwnedFd;
-use vdeplug::{Link, LinkError, OpenOptions};
+use vdeplug::{Link, LinkError, OpenError, OpenErrorKind, OpenOptions};
 use virtio_net::LinkLost;
 
 use crate::cli::{NicConfig, Opener};
@@ -76,22 +76,31 @@ impl Opened {
         Self { open, links: HashMap::new() }
     }
 
-    /// Opens all links of a NIC, or says which one cannot be opened and why.
+    /// Opens all links of a NIC, or says which one cannot be opened and why. With `keep_going` one that may come up later
+    /// is left out.
     pub fn open_all(
         &mut self,
         nic: &NicConfig,
         options: &OpenOptions,
-    ) -> Result<Vec<Arc<dyn Link>>, Failure> {
-        nic.links.iter().map(|locator| self.open(locator, options)).collect()
+        keep_going: bool,
+    ) -> Result<Vec<Option<Arc<dyn Link>>>, Failure> {
+        let open = |locator: &String| match self.open(locator, options) {
+            Ok(link) => Ok(Some(link)),
+            Err(error) if keep_going && error.kind() != OpenErrorKind::Usage => {
+                log::warn!("link '{locator}' is not up ({}); trying to get it", sentence(&error));
+                Ok(None)
+            }
+            Err(error) => Err(Failure::new(Status::Network, sentence(&error))),
+        };
+        nic.links.iter().map(open).collect()
     }
 
-    fn open(&mut self, locator: &str, options: &OpenOptions) -> Result<Arc<dyn Link>, Failure> {
+    fn open(&mut self, locator: &str, options: &OpenOptions) -> Result<Arc<dyn Link>, OpenError> {
         let known = self.links.get(locator).and_then(Weak::upgrade);
         if let Some(port) = known.and_then(|link| link.another(options.offloads)) {
             return Ok(port);
         }
-        let link = (self.open)(locator, options);
-        let link = link.map_err(|e| Failure::new(Status::Network, sentence(&e)))?;
+        let link = (self.open)(locator, options)?;
         self.links.insert(locator.into(), Arc::downgrade(&link));
         Ok(link)
     }

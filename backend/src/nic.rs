@@ -16,27 +16,35 @@ use vring::Direction;
 pub struct Nic {
     workers: Vec<Worker>,
     inlets: Arc<Inlets>,
-    pairs: u16,
+    features: u64,
     /// By number. The workers own them: one that was lost must end before another takes its place.
-    links: Vec<Weak<dyn Link>>,
+    links: Vec<Option<Weak<dyn Link>>>,
 }
 
 impl Nic {
-    /// Starts the workers. `poll`: how long each goes on looking for frames after the last one; `lost` makes each one's
-    /// callback for dead links.
-    pub fn new(name: &str, pairs: u16, poll: Duration, lost: impl Fn() -> LinkLost) -> std::io::Result<Self> {
+    /// Starts the workers. `offloads`: the guest may leave work to others, and take work from them; `poll`: how long each
+    /// goes on looking for frames after the last one; `lost` makes each one's callback for dead links.
+    pub fn new(
+        name: &str,
+        pairs: u16,
+        offloads: bool,
+        poll: Duration,
+        lost: impl Fn() -> LinkLost,
+    ) -> std::io::Result<Self> {
         let inlets = Arc::new(Inlets::new(name, pairs));
         let spawn =
             |pair| Worker::spawn(&format!("{name}.{pair}"), usize::from(pair), inlets.clone(), poll, lost());
         let workers = (0..pairs).map(spawn).collect::<Result<_, _>>()?;
-        Ok(Self { workers, inlets, pairs, links: Vec::new() })
+        Ok(Self { workers, inlets, features: features::offered(pairs, offloads), links: Vec::new() })
     }
 
-    /// Plugs a link into all queue pairs. Links are numbered from 0, in the order in which they come first.
+    /// Plugs a link into all queue pairs, as number `index`, in place of one that was there.
     pub fn set_link(&mut self, index: usize, link: &Arc<dyn Link>) {
-        match self.links.get_mut(index) {
-            Some(slot) => *slot = Arc::downgrade(link),
-            None => self.links.push(Arc::downgrade(link)),
+        while self.links.len() <= index {
+            self.links.push(None);
+        }
+        if let Some(slot) = self.links.get_mut(index) {
+            *slot = Some(Arc::downgrade(link));
         }
         let receiver: Arc<dyn Receiver> = self.inlets.clone();
         // Whatever a link does not deliver itself, the workers fetch.
@@ -66,15 +74,15 @@ impl Nic {
 
 impl Device for Nic {
     fn features(&self) -> u64 {
-        features::offered(self.pairs)
+        self.features
     }
 
     fn ring_count(&self) -> u16 {
-        2 * self.pairs
+        2 * self.queue_num()
     }
 
     fn queue_num(&self) -> u16 {
-        self.pairs
+        u16::try_from(self.workers.len()).unwrap_or(u16::MAX)
     }
 
     fn direction(&self, ring: u16) -> Direction {
@@ -107,7 +115,7 @@ impl Device for Nic {
     fn announce(&mut self, mac: [u8; 6]) {
         let frame = rarp(mac);
         let pieces = [TxBuf::new(&frame)];
-        for link in self.links.iter().filter_map(Weak::upgrade) {
+        for link in self.links.iter().flatten().filter_map(Weak::upgrade) {
             // The front end asks several times; a link that is full or dead has its own remedies.
             let _ = link.send(&[TxFrame::new(&pieces)]);
         }

@@ -10,14 +10,14 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
-use std::time::Duration;
 
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::event::{EventfdFlags, eventfd};
-use vdeplug::OpenOptions;
+use vdeplug::{Link, OpenOptions};
 use vhost_user::Error;
 
+use crate::capture::{self, Capture};
 use crate::cli::{Config, NicConfig, Opener, Protocol};
 use crate::front::Front;
 use crate::links::{self, LinkEvent, News, Opened, Patience, Reporter};
@@ -68,10 +68,28 @@ struct Served {
     _own_name: Option<OwnName>,
     /// How its links are opened.
     options: OpenOptions,
+    capture: Option<Arc<Capture>>,
     links: Vec<LinkState>,
 }
 
 impl Served {
+    /// Plugs a link in, in place of one that was there.
+    fn set_link(&mut self, number: usize, link: Arc<dyn Link>) {
+        let link = match &self.capture {
+            Some(capture) => capture.tap(number, link),
+            None => link,
+        };
+        self.front.set_link(number, &link);
+    }
+
+    /// Has a link that is not up opened, however long that takes; `nic` is our number.
+    fn reopen(&mut self, nic: usize, number: usize, open: Opener, reporter: &Reporter) {
+        let Some(link) = self.links.get_mut(number) else { return };
+        link.up = false;
+        let (locator, delay) = (link.locator.clone(), link.patience.lost());
+        links::reopen(nic, number, locator, delay, open, self.options.clone(), reporter.clone());
+    }
+
     /// Ends the connection, and logs the counters that are not zero.
     fn part(&mut self) {
         self.front.disconnect();
@@ -96,15 +114,14 @@ pub struct Server {
     _lifeline: Option<OwnedFd>,
     news: Receiver<LinkEvent>,
     reporter: Reporter,
-    description: String,
-    poll: Duration,
-    open: Opener,
+    /// All but its NICs, which are in `served`.
+    config: Config,
     served: Vec<Served>,
 }
 
 impl Server {
     /// Opens links and sockets and starts the workers; nothing is left behind by a failure.
-    pub fn new(config: Config, mut inherited: Inherited, signals: OwnedFd) -> Result<Self, Failure> {
+    pub fn new(mut config: Config, mut inherited: Inherited, signals: OwnedFd) -> Result<Self, Failure> {
         let system = |e: rustix::io::Errno| Failure::system("cannot wait for events", e);
         let epoll = epoll::create(CreateFlags::CLOEXEC).map_err(system)?;
         let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(system)?);
@@ -119,20 +136,20 @@ impl Server {
                 .map_err(|e| Failure::new(Status::Usage, format_args!("--lifeline-fd: {e}")))?;
         }
         let (sender, news) = channel();
+        let nics = std::mem::take(&mut config.nics);
         let mut server = Self {
             epoll,
             _signals: signals,
             _lifeline: lifeline,
             news,
             reporter: Reporter { sender, wake },
-            description: config.description,
-            poll: config.poll,
-            open: config.open,
             served: Vec::new(),
+            config,
         };
-        let mut opened = Opened::new(config.open);
-        for nic in config.nics {
-            server.add_nic(nic, &mut opened, &mut inherited)?;
+        let mut opened = Opened::new(server.config.open);
+        let count = nics.len();
+        for nic in nics {
+            server.add_nic(nic, count, &mut opened, &mut inherited)?;
         }
         for index in 0..server.served.len() {
             server.open_door(index).map_err(system)?;
@@ -142,28 +159,41 @@ impl Server {
 
     fn add_nic(
         &mut self,
-        config: NicConfig,
+        nic: NicConfig,
+        count: usize,
         opened: &mut Opened,
         inherited: &mut Inherited,
     ) -> Result<(), Failure> {
         let index = self.served.len();
         let name = format!("nic{index}");
         let options = OpenOptions {
-            description: self.description.clone(),
+            description: self.config.description.clone(),
             // A NIC that is not virtio has no header that could say what is left to be done.
-            offloads: config.protocol == Protocol::VhostUser,
+            offloads: self.config.offloads && nic.protocol == Protocol::VhostUser,
             ..OpenOptions::default()
         };
-        let links = opened.open_all(&config, &options)?;
-        let (entrance, own_name) = socket::open(&config.door, inherited)?;
-        let mut front = Front::new(&name, &config, self.poll, || self.reporter.lost(index))
-            .map_err(|e| Failure::system("cannot start a worker", e))?;
-        for (number, link) in links.iter().enumerate() {
-            front.set_link(number, link);
-        }
+        let capture = self.config.capture.as_ref().map(|asked| {
+            let path = capture::path(asked, index, count);
+            let failed = |e| Failure::system(&format!("cannot write to {}", path.display()), e);
+            Capture::create(path.clone(), &nic.links).map_err(failed)
+        });
+        let capture = capture.transpose()?;
+        let links = opened.open_all(&nic, &options, self.config.keep_going)?;
+        let (entrance, own_name) = socket::open(&nic.door, self.config.socket_owner, inherited)?;
+        let front =
+            Front::new(&name, &nic, self.config.offloads, self.config.poll, || self.reporter.lost(index))
+                .map_err(|e| Failure::system("cannot start a worker", e))?;
         let state = |locator| LinkState { locator, up: true, patience: Patience::new() };
-        let links = config.links.into_iter().map(state).collect();
-        self.served.push(Served { name, front, entrance, _own_name: own_name, options, links });
+        let states = nic.links.into_iter().map(state).collect();
+        let mut served =
+            Served { name, front, entrance, _own_name: own_name, options, capture, links: states };
+        for (number, link) in links.into_iter().enumerate() {
+            match link {
+                Some(link) => served.set_link(number, link),
+                None => served.reopen(index, number, self.config.open, &self.reporter),
+            }
+        }
+        self.served.push(served);
         Ok(())
     }
 
@@ -278,16 +308,14 @@ impl Server {
                 // Every worker of the NIC may say so.
                 News::Lost(_) if !state.up => {}
                 News::Lost(reason) => {
-                    state.up = false;
                     log::warn!("{}: link '{locator}' is down ({reason}); trying to get it back", served.name);
-                    let (options, reporter) = (served.options.clone(), self.reporter.clone());
-                    let delay = state.patience.lost();
-                    links::reopen(nic, link, locator.clone(), delay, self.open, options, reporter);
+                    served.reopen(nic, link, self.config.open, &self.reporter);
                 }
                 News::Open(opened) => {
                     state.up = true;
                     state.patience.opened();
-                    served.front.set_link(link, &opened);
+                    let locator = locator.clone();
+                    served.set_link(link, opened);
                     // Whoever reads this may count on it.
                     log::warn!("{}: link '{locator}' is up again", served.name);
                 }

@@ -50,10 +50,23 @@ fn failure(sentence: String) -> Failure {
     Failure { status: Status::Socket, sentence }
 }
 
-/// Opens what the configuration names.
-pub fn open(door: &Door, inherited: &mut Inherited) -> Result<(Entrance, Option<OwnName>), Failure> {
+/// Opens what the configuration names; what is made belongs to `owner`, by user and group.
+pub fn open(
+    door: &Door,
+    owner: Option<(u32, u32)>,
+    inherited: &mut Inherited,
+) -> Result<(Entrance, Option<OwnName>), Failure> {
     match door {
-        Door::Path(path) => bind(path).map(|(listener, name)| (Entrance::Listener(listener), Some(name))),
+        Door::Path(path) => {
+            let (listener, name) = bind(path)?;
+            if let Some((uid, gid)) = owner {
+                // Never what a name in its place points to.
+                std::os::unix::fs::lchown(path, Some(uid), Some(gid)).map_err(|e| {
+                    failure(format!("cannot give socket {} to user {uid}, group {gid}: {e}", path.display()))
+                })?;
+            }
+            Ok((Entrance::Listener(listener), Some(name)))
+        }
         Door::Fd(fd) => inherit(*fd, inherited).map(|entrance| (entrance, None)),
     }
 }

@@ -264,7 +264,7 @@ impl<'a> RxFrame<'a> {
     }
 
     /// Copies bytes that are there from `offset` on; returns how many there were.
-    fn read_at(&self, offset: usize, to: &mut [u8]) -> usize {
+    pub fn read_at(&self, offset: usize, to: &mut [u8]) -> usize {
         // SAFETY: whoever made the pieces promised that they are mapped and that no reference into them is held.
         unsafe { gather(self.bufs.iter().take(PIECES_MAX).map(|piece| &piece.0), offset, to) }
     }

@@ -14,10 +14,11 @@ use virtio_bindings::virtio_net::{
 };
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
-/// Feature bits offered to a NIC with `pairs` queue pairs (virtio 1.2 § 5.1.3, § 6). UDP fragmentation (UFO) is not among
+/// Feature bits offered to a NIC with `pairs` queue pairs (virtio 1.2 § 5.1.3, § 6); without `offloads` each side gives the
+/// other complete frames. UDP fragmentation (UFO) is not among
 /// them: Linux dropped it, and no network of ours carries it. Nor is the reset of single rings: QEMU 10 would offer it to the guest and
 /// then not tell us of one.
-pub fn offered(pairs: u16) -> u64 {
+pub fn offered(pairs: u16, offloads: bool) -> u64 {
     let always = [
         VIRTIO_F_VERSION_1,
         VIRTIO_F_RING_PACKED,
@@ -25,6 +26,8 @@ pub fn offered(pairs: u16) -> u64 {
         VIRTIO_RING_F_INDIRECT_DESC,
         VIRTIO_NET_F_MRG_RXBUF,
         VIRTIO_NET_F_MTU,
+    ];
+    let left_to_others = [
         VIRTIO_NET_F_CSUM,
         VIRTIO_NET_F_HOST_TSO4,
         VIRTIO_NET_F_HOST_TSO6,
@@ -37,7 +40,8 @@ pub fn offered(pairs: u16) -> u64 {
         VIRTIO_NET_F_GUEST_USO4,
         VIRTIO_NET_F_GUEST_USO6,
     ];
-    let bits = always.iter().fold(0, |bits, bit| bits | 1 << bit);
+    let bits = always.iter().chain(left_to_others.iter().filter(|_| offloads));
+    let bits = bits.fold(0, |bits, bit| bits | 1 << bit);
     if pairs > 1 { bits | 1 << VIRTIO_NET_F_MQ } else { bits }
 }
 
@@ -126,8 +130,18 @@ mod tests {
 
     #[test]
     fn several_pairs_are_offered_only_where_there_are_several() {
-        assert_eq!(offered(1) & 1 << VIRTIO_NET_F_MQ, 0);
-        assert_ne!(offered(2) & 1 << VIRTIO_NET_F_MQ, 0);
+        assert_eq!(offered(1, true) & 1 << VIRTIO_NET_F_MQ, 0);
+        assert_ne!(offered(2, true) & 1 << VIRTIO_NET_F_MQ, 0);
+    }
+
+    #[test]
+    fn without_offloads_nothing_is_left_to_others() {
+        let all = Offloads { csum: true, tso4: true, tso6: true, ecn: true, uso: true };
+        let with = Accepted::new(offered(1, true));
+        assert_eq!((with.tx, with.rx), (all, all));
+        let without = Accepted::new(offered(1, false));
+        assert_eq!((without.tx, without.rx), (Offloads::default(), Offloads::default()));
+        assert!(without.mergeable && without.header_len == 12);
     }
 
     #[test]
