@@ -1,15 +1,18 @@
 //! The wrapper's own words: the name it was called by, and the options before QEMU's.
 //!
-//! Called as `vdeX` it runs X; under any other name the program is the first word. The wrapper's
-//! options stand at the very front, before or right after the program's name, in any order; the
-//! first word that is none of them, and everything behind it, belongs to QEMU.
+//! Called as `vdeX` it runs X; under any other name the program is the first word that is no option. The
+//! wrapper's options stand at the very front, before or right after the program's name, in any order; the
+//! first word that is none of them, and everything behind it, belongs to QEMU. All that the old
+//! wrapper did not have begin with `--vde-`, which no option of QEMU does.
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use crate::argv::scan;
 use crate::error::Error;
+use crate::settings::{LogLevel, Settings};
 
 /// What the command line asks of the wrapper.
 #[derive(Debug, PartialEq, Eq)]
@@ -36,14 +39,36 @@ pub struct Request {
     pub sock: Option<Vec<String>>,
     /// The octal text of `--mod`.
     pub mode: Option<String>,
-    /// The number of `--poll-us`.
-    pub poll_us: Option<u64>,
+    /// The queue pairs of NICs that do not say how many they have.
+    pub queues: Option<u16>,
+    /// What a NIC without a model is.
+    pub default_model: Option<String>,
+    /// The back end to be started.
+    pub back_end: Option<OsString>,
+    /// What the back end is told for all NICs.
+    pub settings: Settings,
     /// Show the plan instead of carrying it out.
     pub print_plan: bool,
 }
 
 /// The most microseconds for which the back end polls.
-pub const MAX_POLL_US: u64 = 1_000_000;
+const MAX_POLL_US: u64 = 1_000_000;
+
+/// The most queue pairs that the back end gives to a NIC.
+const MAX_QUEUES: u16 = 16;
+
+/// All options that begin with `--vde-`, without that.
+const OWN: [&str; 9] = [
+    "back-end",
+    "capture",
+    "default-model",
+    "keep-going",
+    "log",
+    "offloads",
+    "poll-us",
+    "print-plan",
+    "queues",
+];
 
 /// Reads the whole argument list, the name of the wrapper included.
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, Error> {
@@ -52,27 +77,40 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, Error>
     let mut rest: VecDeque<OsString> = args.collect();
     let mut request = Request::default();
 
-    if linked.is_none() {
-        match front_options(&mut rest, &mut request)? {
-            Front::Help => return Ok(Command::Help { program: None }),
-            Front::Rest => {}
+    if let Some(program) = &linked {
+        request.program.clone_from(program);
+    } else {
+        let words = rest.clone();
+        if front_options(&mut rest, &mut request)? == Front::Help {
+            return Ok(Command::Help { program: None });
         }
+        let taken = words.len() - rest.len();
         match rest.pop_front() {
-            None => return Ok(Command::Help { program: None }),
-            Some(word) if word == "--version" => return Ok(Command::Version),
+            None if taken == 0 => return Ok(Command::Help { program: None }),
+            None => return Err(Error::NoProgram(joined(words.iter().take(taken)))),
+            Some(word) if word == "--version" || word == "-version" => return Ok(Command::Version),
+            Some(word) if word.as_bytes().starts_with(b"-") => {
+                return Err(Error::OptionForProgram(word.to_string_lossy().into_owned()));
+            }
             Some(word) => request.program = word,
         }
-    } else if let Some(program) = &linked {
-        request.program.clone_from(program);
     }
-    match front_options(&mut rest, &mut request)? {
-        Front::Help => return Ok(Command::Help { program: linked }),
-        Front::Rest => {}
+    if front_options(&mut rest, &mut request)? == Front::Help {
+        return Ok(Command::Help { program: linked });
     }
     request.args = rest.into();
+    let ours = |name: &str| name.starts_with("vde-");
+    if let Some(late) = scan(&request.args).iter().find(|token| token.name().is_some_and(ours)) {
+        return Err(Error::Misplaced(joined(late.words().iter().take(1))));
+    }
     Ok(Command::Run(request))
 }
 
+fn joined<'w>(words: impl Iterator<Item = &'w OsString>) -> String {
+    words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+}
+
+#[derive(PartialEq)]
 enum Front {
     Help,
     Rest,
@@ -81,12 +119,9 @@ enum Front {
 /// Takes the wrapper's options off the front.
 fn front_options(rest: &mut VecDeque<OsString>, request: &mut Request) -> Result<Front, Error> {
     while let Some(word) = rest.front() {
-        match word.to_str().unwrap_or("") {
+        let word = word.to_string_lossy().into_owned();
+        match word.as_str() {
             "-h" | "-help" | "--help" => return Ok(Front::Help),
-            "--print-plan" => {
-                rest.pop_front();
-                request.print_plan = true;
-            }
             "-sock" | "-vdesock" | "-unix" => {
                 let list = value(rest, "-sock /run/vde.ctl")?;
                 request.sock = Some(list.split(',').map(str::to_owned).collect());
@@ -95,22 +130,74 @@ fn front_options(rest: &mut VecDeque<OsString>, request: &mut Request) -> Result
                 let mode = value(rest, "--mod 0660")?;
                 request.mode = Some(octal(&mode, "--mod ")?);
             }
-            "--poll-us" => {
-                let value = value(rest, "--poll-us 50")?;
-                let number = value.parse().ok().filter(|number| *number <= MAX_POLL_US);
-                request.poll_us = Some(number.ok_or(Error::PollTime { value })?);
-            }
-            _ => break,
+            _ => match word.strip_prefix("--vde-").or_else(|| word.strip_prefix("-vde-")) {
+                Some(name) => own_option(name, rest, request)?,
+                None => break,
+            },
         }
     }
     Ok(Front::Rest)
 }
 
-/// Takes an option and the word after it.
+/// Takes an option off the front that begins with `--vde-`.
+fn own_option(name: &str, rest: &mut VecDeque<OsString>, request: &mut Request) -> Result<(), Error> {
+    let settings = &mut request.settings;
+    match name {
+        "print-plan" => {
+            rest.pop_front();
+            request.print_plan = true;
+        }
+        "keep-going" => {
+            rest.pop_front();
+            settings.keep_going = true;
+        }
+        "queues" => {
+            let text = value(rest, "--vde-queues 2")?;
+            let queues = text.parse().ok().filter(|queues| (1..=MAX_QUEUES).contains(queues));
+            request.queues = Some(queues.ok_or_else(|| bad(name, &text, "give 1 to 16 queue pairs"))?);
+        }
+        "poll-us" => {
+            let text = value(rest, "--vde-poll-us 50")?;
+            let poll_us = text.parse().ok().filter(|number| *number <= MAX_POLL_US);
+            let right = "give a number of microseconds, up to 1000000";
+            settings.poll_us = Some(poll_us.ok_or_else(|| bad(name, &text, right))?);
+        }
+        "offloads" => {
+            let text = value(rest, "--vde-offloads off")?;
+            settings.no_offloads = match text.as_str() {
+                "on" => false,
+                "off" => true,
+                _ => return Err(bad(name, &text, "write on or off")),
+            };
+        }
+        "log" => {
+            let text = value(rest, "--vde-log info")?;
+            let level = LogLevel::named(&text);
+            settings.log =
+                Some(level.ok_or_else(|| bad(name, &text, "write off, error, warn, info or debug"))?);
+        }
+        "capture" => settings.capture = Some(value(rest, "--vde-capture nic.pcapng")?),
+        "default-model" => request.default_model = Some(value(rest, "--vde-default-model e1000")?),
+        "back-end" => request.back_end = Some(value(rest, "--vde-back-end /usr/bin/vhost-user-vde")?.into()),
+        _ => {
+            return Err(Error::UnknownOption {
+                option: format!("--vde-{name}"),
+                known: OWN.join(", --vde-"),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn bad(name: &str, value: &str, right: &'static str) -> Error {
+    Error::BadValue { option: format!("--vde-{name}"), value: value.to_owned(), right }
+}
+
+/// Takes an option and the word after it. None of ours has a value that looks like an option.
 fn value(rest: &mut VecDeque<OsString>, example: &'static str) -> Result<String, Error> {
     let option = rest.pop_front().unwrap_or_default().to_string_lossy().into_owned();
     let value = rest.pop_front().and_then(|value| value.into_string().ok());
-    value.ok_or(Error::OptionValue { option, example })
+    value.filter(|value| !value.starts_with('-')).ok_or(Error::OptionValue { option, example })
 }
 
 /// Checks a file mode; `option` is how the right form begins.
@@ -142,14 +229,27 @@ becomes a NIC served by vhost-user-vde. All other options are QEMU's.
 Without model= it is virtio, the fastest; e1000, rtl8139, ne2k_pci and others
 are for guests without its driver.
 
-Options, before or right after PROGRAM:
+Options, before or right after PROGRAM, in any order:
   -sock LIST, -vdesock LIST, -unix LIST
                    without -net vde: one NIC on each of these networks
-  --mod OCTAL      who may send to our end of the connection (default 0700)
-  --poll-us N      the back end looks for frames for N microseconds after the
+  --mod OCTAL, -mod OCTAL
+                   who may send to our end of the connection (default 0700)
+  --vde-print-plan show what would be run, as shell lines and JSON; run nothing
+  --vde-queues N   queue pairs of each virtio NIC, 1 to 16 (default 1)
+  --vde-default-model M
+                   what -net nic without model= is (default virtio)
+  --vde-offloads off
+                   do not let the guest leave checksums and segmentation to us
+  --vde-poll-us N  the back end looks for frames for N microseconds after the
                    last one before it sleeps: quicker, for a core per NIC
-  --print-plan     show what would be run, as shell lines and JSON; run nothing
-  -h, --help       this text
+  --vde-keep-going start without a network that is missing; keep trying it
+  --vde-capture FILE
+                   write the NICs' frames to FILE, which Wireshark opens
+  --vde-log LEVEL  what the back end says: off, error, warn, info or debug
+  --vde-back-end PROGRAM
+                   the back end, instead of vhost-user-vde
+  -h, -help, --help
+                   this text
   --version        the version of vdeq
 
 PROGRAM `qemu' or `kvm' finds the emulator of this machine; VDEQ_QEMU names another.
@@ -159,6 +259,7 @@ Examples:
   vdeq qemu -sock /tmp/sw -m 512 -hda disk.img
   vdeq kvm -net nic,vlan=0 -net vde,vlan=0 \\
            -net nic,vlan=1,model=e1000 -net vde,vlan=1,sock=/tmp/my.ctl,port=10
+  vdeq --vde-print-plan qemu -net nic -net vde,sock=/tmp/sw
 
 Exit status: that of QEMU, or
   2 command line   3 network   4 back end   5 guest memory   6 QEMU's version
@@ -181,15 +282,19 @@ mod tests {
     }
 
     #[test]
-    fn parse_names() {
+    fn c_45_parse_names() {
         for (line, expected) in [
             (&["vdeq", "qemu"][..], "qemu"),
             (&["/usr/bin/vdeq", "./my-qemu", "-h5"], "./my-qemu"),
             (&["foo", "qemu"], "qemu"),
+            (&["./bin/avdeq", "qemu"], "qemu"),
+            (&["", "qemu"], "qemu"),
             (&["vde", "qemu"], "qemu"),
+            (&["vdeo", "qemu"], "qemu"),
             (&["vdeoq", "qemu"], "qemu"),
             (&["vdeqemu"], "qemu"),
             (&["vdeoqemu"], "qemu"),
+            (&["vdeokvm"], "kvm"),
             (&["./x/vdekvm", "-m", "64"], "kvm"),
             (&["vdeqemu-system-x86_64"], "qemu-system-x86_64"),
             (&["vdeqx"], "qx"),
@@ -199,34 +304,67 @@ mod tests {
     }
 
     #[test]
-    fn parse_front_options_in_any_order() {
+    fn c_50_parse_front_options_in_any_order() {
         let expected = Request {
             program: "qemu".into(),
             args: vec!["-m".into(), "64".into(), "-sock".into(), "z".into()],
             sock: Some(vec!["a".into(), String::new(), "b".into()]),
             mode: Some("0660".into()),
-            poll_us: Some(50),
+            settings: Settings { poll_us: Some(50), ..Settings::default() },
             print_plan: true,
+            ..Request::default()
         };
         for line in [
-            "vdeq qemu -sock a,,b --mod 0660 --poll-us 50 --print-plan -m 64 -sock z",
-            "vdeq qemu --poll-us 50 --mod 0660 --print-plan -unix a,,b -m 64 -sock z",
-            "vdeq --print-plan --poll-us 50 qemu -mod 0660 -vdesock a,,b -m 64 -sock z",
-            "vdeqemu --print-plan -mod 0660 -vdesock a,,b --poll-us 50 -m 64 -sock z",
+            "vdeq qemu -sock a,,b --mod 0660 --vde-poll-us 50 --vde-print-plan -m 64 -sock z",
+            "vdeq qemu --vde-poll-us 50 --mod 0660 --vde-print-plan -unix a,,b -m 64 -sock z",
+            "vdeq --vde-print-plan --vde-poll-us 50 qemu -mod 0660 -vdesock a,,b -m 64 -sock z",
+            "vdeq -sock a,,b --mod 0660 --vde-print-plan --vde-poll-us 50 qemu -m 64 -sock z",
+            "vdeqemu --vde-print-plan -mod 0660 -vdesock a,,b --vde-poll-us 50 -m 64 -sock z",
+            // The last one counts.
+            "vdeq -sock x --mod 0600 --vde-poll-us 1 qemu -unix y -sock a,,b -mod 0660 --vde-print-plan \
+             --vde-poll-us 50 -m 64 -sock z",
         ] {
-            let words: Vec<&str> = line.split(' ').collect();
+            let words: Vec<&str> = line.split_whitespace().collect();
             assert_eq!(run(&words), Command::Run(expected.clone()), "{line}");
         }
     }
 
     #[test]
-    fn parse_help_and_version() {
+    fn parse_own_options() {
+        let line = "vdeq --vde-queues 16 --vde-offloads off -vde-keep-going qemu --vde-capture a,b.pcapng \
+                    --vde-log debug --vde-back-end ./be --vde-default-model e1000 --vde-poll-us 0 -m 64";
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let settings = Settings {
+            poll_us: Some(0),
+            no_offloads: true,
+            keep_going: true,
+            log: Some(LogLevel::Debug),
+            capture: Some("a,b.pcapng".into()),
+        };
+        let expected = Request {
+            program: "qemu".into(),
+            args: vec!["-m".into(), "64".into()],
+            queues: Some(16),
+            default_model: Some("e1000".into()),
+            back_end: Some("./be".into()),
+            settings,
+            ..Request::default()
+        };
+        assert_eq!(run(&words), Command::Run(expected));
+        let usage = |name: &&str| USAGE.contains(&format!("  --vde-{name} "));
+        assert!(OWN.iter().all(usage), "the usage lacks one of {OWN:?}");
+    }
+
+    #[test]
+    fn c_46_parse_help_and_version() {
         for line in [
             &["vdeq"][..],
             &["vdeq", "-h"],
             &["vdeq", "-help"],
             &["vdeq", "--help"],
+            &["vdeq", "-sock", "a", "-h"],
             &["vdeq", "qemu", "-h"],
+            &["vdeq", "qemu", "--mod", "0660", "-help"],
             &[],
         ] {
             assert_eq!(run(line), Command::Help { program: None }, "{line:?}");
@@ -239,18 +377,32 @@ mod tests {
     }
 
     #[test]
-    fn parse_bad_values_are_named() {
+    fn parse_bad_words_are_named() {
         for (line, word) in [
-            (&["vdeq", "qemu", "-sock"][..], "-sock"),
-            (&["vdeq", "qemu", "--mod"], "--mod"),
-            (&["vdeq", "qemu", "--mod", "rw"], "'rw'"),
-            (&["vdeq", "qemu", "--mod", "07777"], "'07777'"),
-            (&["vdeq", "qemu", "--poll-us"], "--poll-us 50"),
-            (&["vdeq", "qemu", "--poll-us", "1ms"], "'1ms'"),
-            (&["vdeq", "qemu", "--poll-us", "1000001"], "'1000001'"),
+            ("vdeq qemu -sock", "-sock needs a value"),
+            ("vdeq qemu -sock -m 64", "-sock needs a value"),
+            ("vdeq -sock qemu", "after -sock qemu"),
+            ("vdeq --vde-print-plan", "after --vde-print-plan"),
+            ("vdeq qemu --mod", "--mod"),
+            ("vdeq qemu --mod rw", "'rw'"),
+            ("vdeq qemu --mod 07777", "'07777'"),
+            ("vdeq qemu --vde-poll-us", "--vde-poll-us 50"),
+            ("vdeq qemu --vde-poll-us 1ms", "--vde-poll-us 1ms"),
+            ("vdeq qemu --vde-poll-us 1000001", "--vde-poll-us 1000001"),
+            ("vdeq qemu --vde-queues 0", "1 to 16"),
+            ("vdeq qemu --vde-queues 17", "--vde-queues 17"),
+            ("vdeq qemu --vde-offloads no", "on or off"),
+            ("vdeq qemu --vde-log loud", "--vde-log loud"),
+            ("vdeq qemu --vde-quees 2", "'--vde-quees'"),
+            ("vdeq --vde-quees 2 qemu", "'--vde-quees'"),
+            ("vdeq --vde-queues=2 qemu", "'--vde-queues=2'"),
+            ("vdeqemu -vde-", "'--vde-'"),
+            ("vdeq --print-plan qemu", "'--print-plan'"),
+            ("vdeq -m 64 qemu", "'-m'"),
+            ("vdeq qemu -m 64 --vde-print-plan", "--vde-print-plan"),
         ] {
-            let error = parse(line.iter().map(OsString::from)).expect_err("bad");
-            assert!(error.to_string().contains(word), "{error}");
+            let error = parse(line.split(' ').map(OsString::from)).expect_err(line);
+            assert!(error.to_string().contains(word), "{line}: {error}");
             assert_eq!(error.status(), 2);
         }
     }

@@ -6,7 +6,6 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::cli::MAX_POLL_US;
 use crate::exit::ExitStatus;
 
 /// Why QEMU is not started.
@@ -28,12 +27,40 @@ pub enum Error {
         /// The option up to its value, for the example.
         option: &'static str,
     },
-    /// A time of polling that is none, or longer than the back end takes.
-    #[error("'{value}' is not a number of microseconds up to {MAX_POLL_US}; write for example --poll-us 50")]
-    PollTime {
+    /// A value of an option of ours that it does not take.
+    #[error("{option} {value}: {right}")]
+    BadValue {
+        /// The option.
+        option: String,
         /// The text given.
         value: String,
+        /// What a right one is.
+        right: &'static str,
     },
+    /// A word that begins like an option of ours.
+    #[error(
+        "there is no option '{option}'; there are --vde-{known}, each followed by its value as the next word if it has one"
+    )]
+    UnknownOption {
+        /// The word as written.
+        option: String,
+        /// Those that there are.
+        known: String,
+    },
+    /// An option where the program's name should stand.
+    #[error(
+        "'{0}' is not an option of vdeq, and QEMU's options stand behind the program; write for example vdeq qemu {0}"
+    )]
+    OptionForProgram(String),
+    /// Options of ours, and nothing behind them.
+    #[error("there is no program to run after {0}; write for example vdeq -sock /run/vde.ctl qemu -m 512")]
+    NoProgram(String),
+    /// An option of ours among those of QEMU.
+    #[error("{0} stands among the options of QEMU; write it before the program's name or right after it")]
+    Misplaced(String),
+    /// A user for QEMU that does not exist.
+    #[error("there is no user '{0}' for QEMU to become; give the name of one, or UID:GID")]
+    UnknownUser(String),
     /// The last option of the list lacks its value, so nothing may be appended to the list.
     #[error("{0} at the end of the command line needs a value")]
     MissingValue(String),
@@ -139,9 +166,14 @@ pub enum Error {
     BackEndMissing,
     /// The back end that the user chose does not exist.
     #[error(
-        "back end '{0}', named by VDEQ_BACKEND, not found; set VDEQ_BACKEND to the path of vhost-user-vde, or unset it"
+        "back end '{program}', named by {by}, not found; set {by} to the path of vhost-user-vde, or leave it out"
     )]
-    BackEndNotFound(String),
+    BackEndNotFound {
+        /// The program as named.
+        program: String,
+        /// Where it was named.
+        by: &'static str,
+    },
     /// The back end could not be started.
     #[error(
         "back end {program} cannot be started: {source}; install it again, or set VDEQ_BACKEND to the path of one that works"
@@ -211,7 +243,12 @@ impl Error {
         match self {
             Self::OptionValue { .. }
             | Self::Mode { .. }
-            | Self::PollTime { .. }
+            | Self::BadValue { .. }
+            | Self::UnknownOption { .. }
+            | Self::OptionForProgram(_)
+            | Self::NoProgram(_)
+            | Self::Misplaced(_)
+            | Self::UnknownUser(_)
             | Self::MissingValue(_)
             | Self::Net { .. }
             | Self::Segment { .. }
@@ -222,7 +259,7 @@ impl Error {
             Self::NotExecutable { .. } => E::NotExecutable,
             Self::BackEndRefused { status, .. } => return *status,
             Self::BackEndMissing
-            | Self::BackEndNotFound(_)
+            | Self::BackEndNotFound { .. }
             | Self::BackEndStart { .. }
             | Self::BackEndDied(_)
             | Self::BackEndSilent { .. }

@@ -30,6 +30,7 @@ pub mod plan;
 pub mod props;
 mod qemu_options;
 pub mod rewrite;
+pub mod settings;
 pub mod size;
 pub mod spawn;
 pub mod version;

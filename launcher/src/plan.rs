@@ -8,6 +8,7 @@ use serde::{Serialize, Serializer};
 use crate::memory::Memory;
 use crate::model::Protocol;
 use crate::props::double;
+use crate::settings::Settings;
 
 /// Name under which the switch lists our connections, as the old wrapper's did.
 pub const DESCRIPTION: &str = "vdeqemu";
@@ -36,8 +37,10 @@ pub struct Plan {
 pub struct BackEnd {
     /// Directory of its sockets, removed when the VM ends.
     pub private_dir: String,
-    /// For how many microseconds it looks for frames after the last one, if told.
-    pub poll_us: Option<u64>,
+    /// User and group that QEMU will run as: they may connect to the sockets again.
+    pub socket_owner: Option<(u32, u32)>,
+    /// What it is told for all NICs.
+    pub settings: Settings,
     /// The NICs it serves.
     pub nics: Vec<NicPlan>,
 }
@@ -70,9 +73,10 @@ impl BackEnd {
             "--description".into(),
             DESCRIPTION.into(),
         ];
-        if let Some(poll_us) = self.poll_us {
-            words.extend(["--poll-us".into(), poll_us.to_string()]);
+        if let Some((uid, gid)) = self.socket_owner {
+            words.extend(["--socket-owner".into(), format!("{uid}:{gid}")]);
         }
+        words.extend(self.settings.arguments());
         for nic in &self.nics {
             let mut value = format!("socket-path={}", double(&nic.socket));
             for link in &nic.links {
@@ -165,10 +169,12 @@ mod tests {
             socket: "/run/a,b/0.sock".into(),
             links: vec!["/tmp/x,y".into(), String::new()],
         };
-        let back_end = BackEnd { private_dir: "/run/a,b".into(), poll_us: None, nics: vec![nic] };
-        let expected = ["--private-dir", "/run/a,b", "--description", "vdeqemu", "--nic"];
+        let settings = Settings { poll_us: Some(50), ..Settings::default() };
+        let socket_owner = Some((5, 6));
+        let back_end = BackEnd { private_dir: "/run/a,b".into(), socket_owner, settings, nics: vec![nic] };
+        let expected = "--private-dir|/run/a,b|--description|vdeqemu|--socket-owner|5:6|--poll-us|50|--nic";
         let arguments = back_end.arguments();
-        assert_eq!(arguments[..5], expected);
-        assert_eq!(arguments[5], "socket-path=/run/a,,b/0.sock,link=/tmp/x,,y,link=");
+        assert_eq!(arguments[..9].join("|"), expected);
+        assert_eq!(arguments[9], "socket-path=/run/a,,b/0.sock,link=/tmp/x,,y,link=");
     }
 }

@@ -26,6 +26,7 @@ use crate::memory;
 use crate::model::{Model, Protocol};
 use crate::plan::{BackEnd, NicPlan, Plan};
 use crate::props::{Props, double};
+use crate::settings::Settings;
 use crate::version::QemuVersion;
 
 /// What must be known beyond the command line, for a VM with a NIC of ours.
@@ -37,6 +38,8 @@ pub struct Facts {
     pub kvm_usable: bool,
     /// The directory for the sockets of this VM.
     pub private_dir: String,
+    /// User and group that QEMU will run as, if it shall become somebody else.
+    pub run_as: Option<(u32, u32)>,
 }
 
 /// A command line that was read and understood.
@@ -47,7 +50,7 @@ pub struct Rewrite {
     segments: Segments,
     served: Vec<Served>,
     prefix: String,
-    poll_us: Option<u64>,
+    settings: Settings,
 }
 
 /// A segment with one NIC and at least one link.
@@ -80,7 +83,7 @@ impl Rewrite {
         }
         served.sort_by_key(|served| served.nic.token);
         let prefix = unused_prefix(&request.args);
-        Ok(Self { tokens, machine, segments, served, prefix, poll_us: request.poll_us })
+        Ok(Self { tokens, machine, segments, served, prefix, settings: request.settings.clone() })
     }
 
     /// Whether the VM gets a NIC that our back end serves: then [`Facts`] are needed.
@@ -114,7 +117,8 @@ impl Rewrite {
         if !nics.is_empty() {
             plan.qemu_version = Some(facts.version.to_string());
             let private_dir = facts.private_dir.clone();
-            plan.back_end = Some(BackEnd { private_dir, poll_us: self.poll_us, nics });
+            let (socket_owner, settings) = (facts.run_as, self.settings.clone());
+            plan.back_end = Some(BackEnd { private_dir, socket_owner, settings, nics });
         }
         plan.arguments = edits.apply(&self.tokens);
         plan.notices = edits.notices;

@@ -7,13 +7,15 @@
 //! lifeline is open in this process only.
 
 mod back_end;
+mod cache;
 mod private_dir;
 mod probe;
 mod program;
 mod space;
 mod sys;
+mod user;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
@@ -74,7 +76,12 @@ fn start(mut request: Request) -> Result<(), Error> {
     }
     let rewrite = Rewrite::read(&program.emulator, &request)?;
     if !rewrite.needs_back_end() {
-        let facts = Facts { version: QemuVersion::OLDEST, kvm_usable: false, private_dir: String::new() };
+        let facts = Facts {
+            version: QemuVersion::OLDEST,
+            kvm_usable: false,
+            private_dir: String::new(),
+            run_as: None,
+        };
         let plan = rewrite.plan(program.path.as_os_str(), &facts)?;
         return match request.print_plan {
             true => print_plan(&plan),
@@ -91,15 +98,19 @@ fn start(mut request: Request) -> Result<(), Error> {
             version: version.to_string(),
         });
     }
-    let mut facts =
-        Facts { version, kvm_usable: sys::kvm_usable(), private_dir: private_dir::STAND_IN.into() };
+    let mut facts = Facts {
+        version,
+        kvm_usable: sys::kvm_usable(),
+        private_dir: private_dir::STAND_IN.into(),
+        run_as: user::of(&scan(&request.args))?,
+    };
     if request.print_plan {
         return print_plan(&rewrite.plan(program.path.as_os_str(), &facts)?);
     }
     let private_dir = PrivateDir::choose()?;
     facts.private_dir.clone_from(&private_dir.path);
     let plan = rewrite.plan(program.path.as_os_str(), &facts)?;
-    let lifeline = serve(&plan, private_dir)?;
+    let lifeline = serve(&plan, request.back_end.as_deref(), private_dir)?;
     // Only now: who gets an error is not to look for it among remarks.
     plan.notices.iter().for_each(|notice| say(notice));
     become_qemu(&program, &plan.arguments, lifeline)
@@ -110,13 +121,13 @@ fn print_plan(plan: &Plan) -> Result<(), Error> {
 }
 
 /// Checks what only the machine can tell, then starts the back end; gives the lifeline.
-fn serve(plan: &Plan, private_dir: PrivateDir) -> Result<Option<OwnedFd>, Error> {
+fn serve(plan: &Plan, asked: Option<&OsStr>, private_dir: PrivateDir) -> Result<Option<OwnedFd>, Error> {
     let Some(back_end) = &plan.back_end else { return Ok(None) };
     if let Some(memory) = &plan.memory {
         space::check(&memory.places)?;
     }
-    let program = back_end::find()?;
-    let private_dir = private_dir.create(&back_end.nics)?;
+    let program = back_end::find(asked)?;
+    let private_dir = private_dir.create(&back_end.nics, back_end.socket_owner.is_some())?;
     // QEMU closes its standard descriptors when it goes to the background, so that callers who read
     // them to the end go on; a back end that kept them would hold such callers until the VM ends.
     let quiet = scan(&plan.arguments).iter().any(|token| token.is("daemonize"));

@@ -263,7 +263,10 @@ fn back_ends_that_fail_are_reported() {
 fn print_plan_runs_nothing() {
     let rig = Rig::new();
     let mut command = rig.vdeq();
-    command.args(["--print-plan", "qemu-system-x86_64", "-m", "64"]).args(NIC).args(vde("/no/such/switch"));
+    command
+        .args(["--vde-print-plan", "qemu-system-x86_64", "-m", "64"])
+        .args(NIC)
+        .args(vde("/no/such/switch"));
     let output = finish(&mut command);
     assert!(output.status.success(), "{}", stderr(&output));
     assert!(!rig.qemu_ran());
@@ -291,7 +294,7 @@ fn a_path_that_is_not_text_and_a_chatty_library_do_no_harm() {
     let plain = finish(rig.vdeq().arg(&program));
     assert_eq!(stdout(&plain), "QEMU emulator version 9.0.1\n", "{}", stderr(&plain));
 
-    let plan = finish(rig.vdeq().arg("--print-plan").arg(&program).args(NIC).args(vde("")));
+    let plan = finish(rig.vdeq().arg("--vde-print-plan").arg(&program).args(NIC).args(vde("")));
     assert!(plan.status.success(), "{}", stderr(&plan));
     let text = stdout(&plan);
     assert!(text.contains("\"qemu_version\": \"9.0.1\"") && text.contains("/odd\\xff/"), "{text}");

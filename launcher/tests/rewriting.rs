@@ -40,7 +40,7 @@ fn words(line: &str) -> Vec<OsString> {
 }
 
 fn facts(version: QemuVersion, kvm_usable: bool) -> Facts {
-    Facts { version, kvm_usable, private_dir: "/run/vdeq/1".into() }
+    Facts { version, kvm_usable, private_dir: "/run/vdeq/1".into(), run_as: None }
 }
 
 fn plan(request: &Request, facts: &Facts) -> Result<Plan, Error> {

@@ -173,7 +173,7 @@ fn summary(pairs: &[Pair]) -> String {
     text.push_str(
         "\nEach guest of the left column was started like this, and its NIC is served by vhost-user-vde:\n\n  \
          target/release/vdeq qemu-system-x86_64 -m 256 ... -net nic -net vde,sock=/tmp/sw\n\n\
-         Add --print-plan before the program's name to see what that becomes.",
+         Add --vde-print-plan before the program's name to see what that becomes.",
     );
     text
 }

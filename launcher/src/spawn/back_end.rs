@@ -6,6 +6,7 @@
 //! report the death of the process that we became.
 
 use std::env;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
@@ -24,10 +25,13 @@ const NAME: &str = "vhost-user-vde";
 /// A switch that never answers must not hold the user for ever; the back end gives up earlier.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// Finds the back end: `VDEQ_BACKEND`, else beside this program, else on PATH.
-pub fn find() -> Result<PathBuf, Error> {
-    if let Some(chosen) = env::var_os("VDEQ_BACKEND").filter(|chosen| !chosen.is_empty()) {
-        let missing = || Error::BackEndNotFound(chosen.to_string_lossy().into_owned());
+/// Finds the back end: the one that was asked for, else `VDEQ_BACKEND`, else beside this program, else on
+/// PATH.
+pub fn find(asked: Option<&OsStr>) -> Result<PathBuf, Error> {
+    let by_option = asked.map(|program| (program.to_owned(), "--vde-back-end"));
+    let by_variable = || env::var_os("VDEQ_BACKEND").map(|program| (program, "VDEQ_BACKEND"));
+    if let Some((chosen, by)) = by_option.or_else(by_variable).filter(|(program, _)| !program.is_empty()) {
+        let missing = || Error::BackEndNotFound { program: chosen.to_string_lossy().into_owned(), by };
         return program::look_up(&chosen).map_err(start_error)?.ok_or_else(missing);
     }
     let beside = env::current_exe().ok().and_then(|path| Some(path.parent()?.join(NAME)));

@@ -2,17 +2,20 @@
 //!
 //! It lies below a directory that only we may enter: `/run/vdeq` for root, `$XDG_RUNTIME_DIR/vdeq`
 //! for others, else `/tmp/vdeq-UID`, which is looked at closely because anybody may have made it.
+//!
+//! A QEMU that becomes another user connects again as that one. Then both directories may be passed
+//! through, though not read or changed, and the sockets belong to that user: no other gets anywhere.
 
 use std::env;
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::error::Error;
 use crate::plan::NicPlan;
 
-/// What `--print-plan` shows instead.
+/// What `--vde-print-plan` shows instead.
 pub const STAND_IN: &str = "/run/vdeq/PID";
 
 /// Longest name in a socket address, its final NUL excepted.
@@ -44,14 +47,21 @@ impl PrivateDir {
         Err(problem.unwrap_or_else(|| cannot_make(Path::new("/tmp"), io::ErrorKind::NotFound.into())))
     }
 
-    /// Makes the directory.
-    pub fn create(mut self, nics: &[NicPlan]) -> Result<Self, Error> {
+    /// Makes the directory. `passable`: other users may use what is theirs in it.
+    pub fn create(mut self, nics: &[NicPlan], passable: bool) -> Result<Self, Error> {
         if let Some(nic) = nics.iter().find(|nic| nic.socket.len() > LONGEST_SOCKET) {
             return Err(Error::SocketPath((&nic.socket).into()));
         }
         let made = DirBuilder::new().mode(0o700).create(&self.path);
         made.map_err(|source| cannot_make(Path::new(&self.path), source))?;
         self.exists = true;
+        if passable {
+            let path = Path::new(&self.path);
+            for directory in [path].into_iter().chain(path.parent()) {
+                fs::set_permissions(directory, Permissions::from_mode(0o711))
+                    .map_err(|source| cannot_make(directory, source))?;
+            }
+        }
         Ok(self)
     }
 
@@ -94,7 +104,7 @@ fn make_base(base: &Path) -> Result<(), Error> {
         "is not a directory"
     } else if found.uid() != rustix::process::geteuid().as_raw() {
         "belongs to another user"
-    } else if found.mode() & 0o077 != 0 {
+    } else if found.mode() & 0o066 != 0 {
         "is open to other users"
     } else {
         return Ok(());
@@ -147,7 +157,7 @@ fn free_name(base: &Path) -> Result<String, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::os::unix::fs::symlink;
 
     #[test]
     fn sweep_removes_only_empty_directories_of_the_dead() {

@@ -1,4 +1,4 @@
-//! Asking the emulator for its version, once and with a time limit.
+//! Asking the emulator for its version, with a time limit, and once for all starts.
 
 use std::io::Read;
 use std::path::Path;
@@ -10,6 +10,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::time::Timespec;
 
 use crate::error::Error;
+use crate::spawn::cache;
 use crate::spawn::program::exec_error;
 use crate::version::QemuVersion;
 
@@ -22,9 +23,24 @@ const LONGEST: usize = 64 << 10;
 /// How long stderr is read once stdout has ended: a child of the program may keep it open for ever.
 const REMARKS_LIMIT: Duration = Duration::from_secs(1);
 
+/// The version that `PROGRAM --version` names.
+pub fn version(program: &Path) -> Result<QemuVersion, Error> {
+    let answer = cache::answer(program, "--version", || ask(program).map(banner))?;
+    match QemuVersion::find(&answer) {
+        Some(version) => Ok(version),
+        // Not what was kept there.
+        None => ask(program),
+    }
+}
+
+/// What is kept of an answer.
+fn banner(version: QemuVersion) -> String {
+    format!("emulator version {version}\n")
+}
+
 /// Runs `PROGRAM --version` and reads what it says: on stdout, and only if no version is there on
 /// stderr, where libraries complain.
-pub fn version(program: &Path) -> Result<QemuVersion, Error> {
+fn ask(program: &Path) -> Result<QemuVersion, Error> {
     let pipe =
         |source: rustix::io::Errno| Error::System { what: "cannot make a pipe", source: source.into() };
     let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).map_err(pipe)?;

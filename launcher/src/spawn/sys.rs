@@ -3,6 +3,7 @@
 //! Invariant A: this process has one thread, so a forked child may do what the parent may; still only
 //! system calls are made between `fork` and `exec`.
 
+use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::process::CommandExt;
@@ -59,6 +60,16 @@ fn close_on_exec_all() {
 pub fn keep_through_exec(fd: impl AsFd) -> Result<(), Error> {
     rustix::io::fcntl_setfd(fd, FdFlags::empty())
         .map_err(|source| Error::System { what: "cannot keep the lifeline open", source: source.into() })
+}
+
+/// User and group numbers of the user with this name.
+pub fn user_ids(name: &str) -> Option<(u32, u32)> {
+    let name = CString::new(name).ok()?;
+    // SAFETY: `name` ends in NUL and outlives the call.
+    let found = unsafe { libc::getpwnam(name.as_ptr()) };
+    // SAFETY: null, or an entry that stays as it is until the next such call; invariant A.
+    let entry = unsafe { found.as_ref() }?;
+    Some((entry.pw_uid, entry.pw_gid))
 }
 
 /// Whether the host lets us use KVM.
