@@ -12,6 +12,7 @@ use std::path::Path;
 
 use crate::argv::scan;
 use crate::error::Error;
+use crate::queues::MAX_QUEUES;
 use crate::settings::{LogLevel, Settings};
 
 /// What the command line asks of the wrapper.
@@ -53,9 +54,6 @@ pub struct Request {
 
 /// The most microseconds for which the back end polls.
 const MAX_POLL_US: u64 = 1_000_000;
-
-/// The most queue pairs that the back end gives to a NIC.
-const MAX_QUEUES: u16 = 16;
 
 /// All options that begin with `--vde-`, without that.
 const OWN: [&str; 9] = [

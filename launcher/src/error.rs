@@ -72,6 +72,16 @@ pub enum Error {
         /// What is wrong with it and what to write instead.
         problem: String,
     },
+    /// A `-netdev vde` or `-nic vde` that cannot be understood.
+    #[error("-{option} {word}: {problem}")]
+    Vde {
+        /// The option.
+        option: &'static str,
+        /// The word after it.
+        word: String,
+        /// What is wrong with it and what to write instead.
+        problem: String,
+    },
     /// A legacy segment that only a hub could serve.
     #[error("vlan {vlan}: {problem}")]
     Segment {
@@ -251,6 +261,7 @@ impl Error {
             | Self::UnknownUser(_)
             | Self::MissingValue(_)
             | Self::Net { .. }
+            | Self::Vde { .. }
             | Self::Segment { .. }
             | Self::Size { .. } => E::CommandLine,
             Self::Memory(_) | Self::Space { .. } | Self::MemoryPath { .. } => E::Memory,

@@ -132,7 +132,8 @@ fn add_sock_list(segments: &mut Segments, sock: Option<&[String]>, mode: Option<
 const NIC_KEYS: [&str; 9] = ["type", "vlan", "model", "macaddr", "name", "id", "vectors", "addr", "netdev"];
 
 impl Nic {
-    fn new(token: usize, props: &Props) -> Self {
+    /// Reads a `-net nic`.
+    pub fn new(token: usize, props: &Props) -> Self {
         let get = |key: &str| props.get(key).map(str::to_owned);
         Self {
             token: Some(token),

@@ -6,9 +6,9 @@
 //! relay frames, to forward signals or to reap children.
 //!
 //! ```text
-//!  argv ──► cli ──► argv ──► legacy ─┐
-//!          (names)  (tokens)  (NICs)  ├─► rewrite ──► plan ──► spawn ──► exec QEMU
-//!                   machine ► memory ─┘   (pure)     (data)   (side effects)
+//!  argv ──► cli ──► argv ──► legacy, modern (NICs) ─┐
+//!          (names)  (tokens) ► machine ► memory ──────┴─► rewrite ──► plan ──► spawn ──► exec QEMU
+//!                                                         (pure)     (data)   (side effects)
 //! ```
 //!
 //! Everything left of `spawn` is a pure function of the command line and of three [`rewrite::Facts`];
@@ -26,11 +26,18 @@ pub mod locator;
 pub mod machine;
 pub mod memory;
 pub mod model;
+pub mod modern;
+pub mod netdev;
+pub mod nic_option;
 pub mod plan;
+pub mod properties;
 pub mod props;
 mod qemu_options;
+pub mod queues;
 pub mod rewrite;
 pub mod settings;
 pub mod size;
 pub mod spawn;
+pub mod vde_words;
 pub mod version;
+pub mod wiring;

@@ -5,12 +5,13 @@
 //! | virtio | vhost-user: the back end works on the guest's memory | `vhost-user` |
 //! | any other | stream: QEMU hands over frame by frame | `stream` |
 //!
+//! Without a model it is what `--vde-default-model` says, else virtio. But a board whose virtio is not
+//! known here (most boards of embedded machines) has a NIC soldered on: that one is meant there.
+//!
 //! A model that does not exist has to be found here: QEMU 10 starts such a VM without the NIC.
 
 use serde::Serialize;
 
-use crate::error::Error;
-use crate::legacy::Nic;
 use crate::machine::{Bus, Machine};
 
 /// What is spoken between QEMU and the back end, by the back end's name for it.
@@ -26,14 +27,18 @@ pub enum Protocol {
 /// A NIC's model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Model {
-    /// The device that QEMU knows.
-    pub device: String,
+    /// The device that QEMU knows; `None` for the one that QEMU gives this machine by itself.
+    pub device: Option<String>,
     /// How it is served.
     pub protocol: Protocol,
 }
 
-/// What `-net nic,model=` knows on a PC beside virtio, over QEMU 5.2 to 10. Other boards have others, and QEMU judges.
-const ON_PC: [&str; 24] = [
+/// The word for the NIC that a machine has by itself, in `--vde-default-model`.
+pub const OWN: &str = "machine";
+
+/// What `-net nic,model=` knows on a PC beside virtio, over QEMU 5.2 to 10, and usb-net, which we make by `-device`.
+/// Other boards have others, and QEMU judges.
+const ON_PC: [&str; 25] = [
     "e1000",
     "e1000-82544gc",
     "e1000-82545em",
@@ -57,34 +62,64 @@ const ON_PC: [&str; 24] = [
     "pcnet",
     "rtl8139",
     "tulip",
+    "usb-net",
     "vmxnet3",
 ];
 
 impl Model {
-    /// The model of a NIC, which `word` describes, on a machine.
-    pub fn of(nic: &Nic, word: &str, machine: &Machine) -> Result<Self, Error> {
-        let bus = machine.bus();
-        let virtio = match bus {
+    /// What `model=`, or the lack of it, means on a machine; or what is wrong with it. `default` is the model that the
+    /// user chose for NICs without one.
+    pub fn of(model: Option<&str>, default: Option<&str>, machine: &Machine) -> Result<Self, String> {
+        let virtio = match machine.bus() {
             Bus::Pci | Bus::Isa => "virtio-net-pci",
             Bus::Mmio => "virtio-net-device",
             Bus::Ccw => "virtio-net-ccw",
         };
-        let (device, protocol) = match nic.model.as_deref() {
-            None if bus == Bus::Isa => ("ne2k_isa", Protocol::Stream),
-            None | Some("virtio" | "virtio-net") => (virtio, Protocol::VhostUser),
-            Some(model) if model.starts_with("virtio-net-") => (model, Protocol::VhostUser),
+        let (device, protocol) = match model.or(default) {
+            None if machine.bus() == Bus::Isa => (Some("ne2k_isa"), Protocol::Stream),
+            None if machine.board.is_none() => (None, Protocol::Stream),
+            None | Some("virtio" | "virtio-net") => (Some(virtio), Protocol::VhostUser),
+            Some(OWN) if model.is_none() => (None, Protocol::Stream),
+            Some(model) if is_virtio(model) => (Some(model), Protocol::VhostUser),
             Some(model) if machine.is_pc() && !ON_PC.contains(&model) => {
                 let known = ON_PC.join(", ");
-                let problem = format!("unknown model '{model}'; known are virtio, {known}");
-                return Err(Error::Net { word: word.to_owned(), problem });
+                return Err(format!("unknown model '{model}'; known are virtio, {known}"));
             }
-            Some(model) => (model, Protocol::Stream),
+            Some(model) => (Some(model), Protocol::Stream),
         };
-        Ok(Self { device: device.to_owned(), protocol })
+        Ok(Self { device: device.map(str::to_owned), protocol })
+    }
+
+    /// The model of a device, by the name of its driver.
+    pub fn of_driver(driver: &str) -> Self {
+        let protocol = if is_virtio(driver) { Protocol::VhostUser } else { Protocol::Stream };
+        Self { device: Some(driver.to_owned()), protocol }
     }
 
     /// Whether the back end works on the guest's memory.
     pub fn is_virtio(&self) -> bool {
         self.protocol == Protocol::VhostUser
     }
+
+    /// Whether it is a PCI device, and has interrupt vectors therefore, as far as that is known.
+    pub fn has_vectors(&self) -> bool {
+        let device = self.device.as_deref().unwrap_or("");
+        !self.is_virtio() || device.starts_with("virtio-net-pci")
+    }
+
+    /// Whether `-net nic` and `-nic` have no name for it. They know models, not every device.
+    pub fn is_device_only(&self) -> bool {
+        let device = self.device.as_deref().unwrap_or("");
+        device == "usb-net" || (self.is_virtio() && device != "virtio-net-pci")
+    }
+
+    /// Its name for people.
+    pub fn name(&self) -> &str {
+        self.device.as_deref().unwrap_or("the machine's own NIC")
+    }
+}
+
+/// Whether this device, or alias of one, is of the kind that vhost-user serves.
+fn is_virtio(driver: &str) -> bool {
+    driver == "virtio-net" || driver.starts_with("virtio-net-")
 }

@@ -49,15 +49,17 @@ pub struct BackEnd {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct NicPlan {
     /// The legacy segment that it was in.
-    pub vlan: u32,
-    /// The device that the guest sees.
-    pub model: String,
+    pub vlan: Option<u32>,
+    /// The device that the guest sees, if it has a name.
+    pub model: Option<String>,
     /// Its MAC address, if given.
     pub macaddr: Option<String>,
     /// Its netdev, the name for QMP.
     pub netdev: String,
     /// What is spoken on its socket.
     pub protocol: Protocol,
+    /// Its queue pairs.
+    pub queues: u16,
     /// Its socket.
     pub socket: String,
     /// Locators of its networks.
@@ -81,6 +83,9 @@ impl BackEnd {
             let mut value = format!("socket-path={}", double(&nic.socket));
             for link in &nic.links {
                 value.push_str(&format!(",link={}", double(link)));
+            }
+            if nic.queues > 1 {
+                value.push_str(&format!(",queues={}", nic.queues));
             }
             if nic.protocol == Protocol::Stream {
                 value.push_str(",protocol=stream");
@@ -161,11 +166,12 @@ mod tests {
     #[test]
     fn arguments_double_commas() {
         let nic = NicPlan {
-            vlan: 0,
-            model: "virtio-net-pci".into(),
+            vlan: Some(0),
+            model: Some("virtio-net-pci".into()),
             macaddr: None,
             netdev: "vdeq0n".into(),
             protocol: Protocol::VhostUser,
+            queues: 1,
             socket: "/run/a,b/0.sock".into(),
             links: vec!["/tmp/x,y".into(), String::new()],
         };

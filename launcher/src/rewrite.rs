@@ -9,8 +9,8 @@
 //! | links, no NIC | nothing, with a warning: QEMU would idle as well |
 //! | anything that needs a hub | a refusal |
 //!
-//! The NIC stays a `-net nic` where that is possible, because QEMU creates those with the machine:
-//! turned into `-device` it might land in another slot, and the guest would rename its interface.
+//! The modern forms are in [`crate::modern`].
+//!
 //! A command line without any VDE option comes out exactly as it went in, and so does the outcome of
 //! a rewriting.
 
@@ -21,13 +21,14 @@ use crate::cli::Request;
 use crate::error::Error;
 use crate::legacy::{self, Nic, Segment, Segments};
 use crate::locator::Link;
-use crate::machine::{Bus, Machine};
+use crate::machine::Machine;
 use crate::memory;
 use crate::model::{Model, Protocol};
+use crate::modern::Modern;
 use crate::plan::{BackEnd, NicPlan, Plan};
-use crate::props::{Props, double};
-use crate::settings::Settings;
+use crate::props::Props;
 use crate::version::QemuVersion;
+use crate::wiring::{NetdevForm, Wiring};
 
 /// What must be known beyond the command line, for a VM with a NIC of ours.
 #[derive(Clone, Debug)]
@@ -49,8 +50,9 @@ pub struct Rewrite {
     machine: Machine,
     segments: Segments,
     served: Vec<Served>,
+    modern: Modern,
     prefix: String,
-    settings: Settings,
+    request: Request,
 }
 
 /// A segment with one NIC and at least one link.
@@ -73,22 +75,26 @@ impl Rewrite {
             true => Segments::new(),
             false => legacy::read(&tokens, request.sock.as_deref(), request.mode.as_deref())?,
         };
-        let has_vde = segments.values().any(|segment| !segment.links.is_empty());
+        let modern = match asks {
+            true => Modern::default(),
+            false => Modern::read(&tokens, &machine, request)?,
+        };
+        let has_vde = !modern.is_empty() || segments.values().any(|segment| !segment.links.is_empty());
         if let Some(last) = tokens.last().filter(|last| has_vde && last.lacks_value()) {
             return Err(Error::MissingValue(last.words()[0].to_string_lossy().into_owned()));
         }
         let mut served = Vec::new();
         for (&vlan, segment) in &segments {
-            served.extend(serve(vlan, segment, &tokens, &machine)?);
+            served.extend(serve(vlan, segment, &tokens, &machine, request.default_model.as_deref())?);
         }
         served.sort_by_key(|served| served.nic.token);
         let prefix = unused_prefix(&request.args);
-        Ok(Self { tokens, machine, segments, served, prefix, settings: request.settings.clone() })
+        Ok(Self { tokens, machine, segments, served, modern, prefix, request: request.clone() })
     }
 
     /// Whether the VM gets a NIC that our back end serves: then [`Facts`] are needed.
     pub fn needs_back_end(&self) -> bool {
-        !self.served.is_empty()
+        !self.served.is_empty() || !self.modern.is_empty()
     }
 
     /// The plan for a VM; `program` is the path of the emulator.
@@ -98,26 +104,33 @@ impl Rewrite {
             self.drop_unused(&mut edits);
             self.free_foreign(&mut edits)?;
         }
+        let wiring = Wiring {
+            tokens: &self.tokens,
+            machine: &self.machine,
+            facts,
+            prefix: &self.prefix,
+            default_model: self.request.default_model.as_deref(),
+        };
         let mut nics = Vec::new();
         for (index, served) in self.served.iter().enumerate() {
-            let Model { device, protocol } = &served.model;
-            if *protocol == Protocol::Stream && facts.version < QemuVersion::OLDEST_WITH_STREAM {
+            if !served.model.is_virtio() && facts.version < QemuVersion::OLDEST_WITH_STREAM {
                 return Err(Error::TooOldForModel {
                     program: program.to_string_lossy().into_owned(),
                     version: facts.version.to_string(),
-                    model: device.clone(),
+                    model: served.model.name().to_owned(),
                 });
             }
-            nics.push(self.wire(served, index, facts, &mut edits));
+            nics.push(self.wire(served, index, &wiring, &mut edits));
         }
+        self.modern.wire(&wiring, &mut nics, &mut edits);
         let mut plan = Plan { program: program.to_owned(), ..Plan::default() };
-        if self.served.iter().any(|served| served.model.is_virtio()) {
+        if nics.iter().any(|nic| nic.protocol == Protocol::VhostUser) {
             plan.memory = Some(memory::share(&self.machine, &self.tokens, &mut edits)?);
         }
         if !nics.is_empty() {
             plan.qemu_version = Some(facts.version.to_string());
             let private_dir = facts.private_dir.clone();
-            let (socket_owner, settings) = (facts.run_as, self.settings.clone());
+            let (socket_owner, settings) = (facts.run_as, self.request.settings.clone());
             plan.back_end = Some(BackEnd { private_dir, socket_owner, settings, nics });
         }
         plan.arguments = edits.apply(&self.tokens);
@@ -172,17 +185,15 @@ impl Rewrite {
     }
 
     /// Turns a segment into a NIC that the back end serves.
-    fn wire(&self, served: &Served, index: usize, facts: &Facts, edits: &mut Edits) -> NicPlan {
-        let Served { nic, model: Model { device, protocol }, .. } = served;
-        let socket = format!("{}/{index}.sock", facts.private_dir);
-        let id = format!("{}{index}n", self.prefix);
-        let mut words = self.netdev(*protocol, index, &id, &socket, facts.version);
-        let is_pci = !served.model.is_virtio() || device.starts_with("virtio-net-pci");
-        if !is_pci && nic.vectors.is_some() {
-            edits.notice(format!("vectors= means nothing to {device} and is ignored"));
+    fn wire(&self, served: &Served, index: usize, wiring: &Wiring<'_>, edits: &mut Edits) -> NicPlan {
+        let Served { nic, model, .. } = served;
+        let id = wiring.id(index);
+        let queues = self.request.queues.filter(|_| model.is_virtio()).unwrap_or(1);
+        let mut words = wiring.netdev(model.protocol, index, NetdevForm { id: &id, queues, json: false });
+        if !model.has_vectors() && nic.vectors.is_some() {
+            edits.notice(format!("vectors= means nothing to {} and is ignored", model.name()));
         }
-        let vectors = self.vectors(served, facts).filter(|_| is_pci);
-        words.extend(self.front_end(nic, device, &id, vectors));
+        words.extend(wiring.nic(nic, model, &id, queues));
         match nic.token {
             Some(at) => edits.replace(at, words),
             None => edits.prepend(words),
@@ -193,89 +204,28 @@ impl Rewrite {
                 edits.notice(format!("{key}= means nothing to {} and is ignored", link.sock));
             }
         }
-        if !served.model.is_virtio() {
-            let hint = match self.machine.bus() {
-                Bus::Isa => "",
-                _ => "; model=virtio is faster if the guest has a driver for it",
-            };
-            edits.notice(format!("{device} is not virtio, its frames pass one by one{hint}"));
-        } else if nic.model.is_none() && nic.token.is_some() {
-            edits.notice(format!("-net nic without model= is {device}; write model= to choose another"));
-        }
-        let links = served.links.iter().map(|(_, link)| link.locator()).collect();
+        wiring.remark("-net nic", nic, model).into_iter().for_each(|text| edits.notice(text));
         NicPlan {
-            vlan: served.vlan,
-            model: device.clone(),
+            vlan: Some(served.vlan),
+            model: model.device.clone(),
             macaddr: nic.macaddr.clone(),
             netdev: id,
-            protocol: *protocol,
-            socket,
-            links,
+            protocol: model.protocol,
+            queues,
+            socket: wiring.socket(index),
+            links: served.links.iter().map(|(_, link)| link.locator()).collect(),
         }
-    }
-
-    /// The netdev `id` on a socket, with all that it needs.
-    fn netdev(
-        &self,
-        protocol: Protocol,
-        index: usize,
-        id: &str,
-        socket: &str,
-        version: QemuVersion,
-    ) -> Vec<String> {
-        let path = double(socket);
-        match protocol {
-            Protocol::VhostUser => {
-                let chardev = format!("{}{index}c", self.prefix);
-                let backend = format!("socket,id={chardev},path={path},{}", version.reconnect());
-                let netdev = format!("vhost-user,id={id},chardev={chardev}");
-                vec!["-chardev".into(), backend, "-netdev".into(), netdev]
-            }
-            Protocol::Stream => {
-                let mut netdev = format!("stream,id={id},server=off,addr.type=unix,addr.path={path}");
-                if let Some(again) = version.stream_reconnect() {
-                    netdev.push_str(&format!(",{again}"));
-                }
-                vec!["-netdev".into(), netdev]
-            }
-        }
-    }
-
-    /// The number of MSI-X vectors, if it matters.
-    fn vectors<'a>(&self, served: &'a Served, facts: &Facts) -> Option<&'a str> {
-        let kvm = self.machine.wants_kvm() && facts.kvm_usable;
-        let crashes = served.model.is_virtio() && facts.version.crashes_with_msix() && !kvm;
-        served.nic.vectors.as_deref().or(crashes.then_some("0"))
-    }
-
-    /// The NIC itself, connected to the netdev `id`.
-    fn front_end(&self, nic: &Nic, model: &str, id: &str, vectors: Option<&str>) -> [String; 2] {
-        // `-net nic` takes models, not every device, and QEMU 10 ignores its addr=. A device that claims
-        // a slot may collide with a NIC that is created before it.
-        let virtio_device = model.starts_with("virtio-net-") && model != "virtio-net-pci";
-        let device = virtio_device || nic.addr.is_some() || self.tokens.iter().any(has_slot);
-        let mut text = match device {
-            true => format!("{},netdev={id}", double(model)),
-            false => format!("nic,netdev={id},model={}", double(model)),
-        };
-        let mac = if device { "mac" } else { "macaddr" };
-        let rest = [
-            (mac, nic.macaddr.as_deref()),
-            ("vectors", vectors),
-            ("addr", nic.addr.as_deref()),
-            ("id", nic.id.as_deref()),
-        ];
-        for (key, value) in rest {
-            if let Some(value) = value {
-                text.push_str(&format!(",{key}={}", double(value)));
-            }
-        }
-        [if device { "-device" } else { "-net" }.to_owned(), text]
     }
 }
 
 /// Decides who serves a segment; `None` if nobody has to.
-fn serve(vlan: u32, segment: &Segment, tokens: &[Token], machine: &Machine) -> Result<Option<Served>, Error> {
+fn serve(
+    vlan: u32,
+    segment: &Segment,
+    tokens: &[Token],
+    machine: &Machine,
+    default_model: Option<&str>,
+) -> Result<Option<Served>, Error> {
     let refuse = |problem: String| Err(Error::Segment { vlan, problem });
     if segment.links.is_empty() {
         return Ok(None);
@@ -297,18 +247,11 @@ fn serve(vlan: u32, segment: &Segment, tokens: &[Token], machine: &Machine) -> R
         }
     };
     nic.check(tokens)?;
-    let word = nic.token.and_then(|at| tokens[at].text()).unwrap_or("nic");
-    let model = Model::of(&nic, word, machine)?;
+    let model = Model::of(nic.model.as_deref(), default_model, machine).map_err(|problem| Error::Net {
+        word: nic.token.and_then(|at| tokens[at].text()).unwrap_or("nic").to_owned(),
+        problem,
+    })?;
     Ok(Some(Served { vlan, nic, links: segment.links.clone(), model }))
-}
-
-/// Whether this is a device in a slot chosen by the user.
-fn has_slot(token: &Token) -> bool {
-    let text = token.text().filter(|_| token.is("device")).unwrap_or("");
-    match text.starts_with('{') {
-        true => serde_json::from_str::<serde_json::Value>(text).is_ok_and(|json| json.get("addr").is_some()),
-        false => Props::parse(text, "driver").get("addr").is_some(),
-    }
 }
 
 /// A beginning of ids that no word of the user contains.

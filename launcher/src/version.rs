@@ -27,14 +27,14 @@ impl QemuVersion {
         })
     }
 
-    /// The chardev property that makes QEMU connect again a second after a connection broke.
+    /// The chardev property, and its value, that makes QEMU connect again a second after a connection broke.
     /// `reconnect=` is deprecated since 9.2, where `reconnect-ms=` began.
-    pub fn reconnect(self) -> &'static str {
-        if self >= Self(9, 2, 0) { "reconnect-ms=1000" } else { "reconnect=1" }
+    pub fn reconnect(self) -> (&'static str, u64) {
+        if self >= Self(9, 2, 0) { ("reconnect-ms", 1000) } else { ("reconnect", 1) }
     }
 
     /// The same for `-netdev stream`, which could not do that before 8.0.
-    pub fn stream_reconnect(self) -> Option<&'static str> {
+    pub fn stream_reconnect(self) -> Option<(&'static str, u64)> {
         (self >= Self(8, 0, 0)).then(|| self.reconnect())
     }
 
@@ -64,9 +64,9 @@ mod tests {
         );
         assert_eq!(QemuVersion::find("hello"), None);
         assert_eq!(QemuVersion::find("emulator version 99999999999.1"), None);
-        assert_eq!(QemuVersion(9, 1, 9).reconnect(), "reconnect=1");
-        assert_eq!(QemuVersion(10, 0, 2).reconnect(), "reconnect-ms=1000");
+        assert_eq!(QemuVersion(9, 1, 9).reconnect(), ("reconnect", 1));
+        assert_eq!(QemuVersion(10, 0, 2).reconnect(), ("reconnect-ms", 1000));
         assert_eq!(QemuVersion(7, 2, 22).stream_reconnect(), None);
-        assert_eq!(QemuVersion(8, 0, 0).stream_reconnect(), Some("reconnect=1"));
+        assert_eq!(QemuVersion(8, 0, 0).stream_reconnect(), Some(("reconnect", 1)));
     }
 }

@@ -110,8 +110,9 @@ mod properties {
             Just(vec!["-name".into(), "-net".into()]),
             Just(vec!["--kernel".into(), "vde,sock=x".into()]),
             Just(vec!["-device".into(), "virtio-rng-pci,weird=,,=".into()]),
-            Just(vec!["-netdev".into(), "vde,id=u".into()]),
-            Just(vec!["-nic".into(), "vde,model=virtio".into()]),
+            Just(vec!["-netdev".into(), "vhost-user,id=u,chardev=vde".into()]),
+            Just(vec!["-nic".into(), "user,model=vde".into()]),
+            Just(vec!["-netdev".into(), "{\"type\":\"vdes\",\"id\":\"vde\"}".into()]),
             "[a-z][a-z-]{0,8}".prop_map(|word| vec![format!("-zz-{word}").into()]),
             "[a-z0-9][ -~]{0,12}".prop_map(|word| vec![word.into()]),
             proptest::collection::vec(any::<u8>().prop_filter("no NUL", |byte| *byte != 0), 0..12)
