@@ -12,6 +12,9 @@
 //! One that stays full for a second does not stop the guest any longer: what it does not take is lost until it takes
 //! frames again.
 //!
+//! A link whose frames come close together rests now and then (module `pace`). Meanwhile its readability is not watched, and
+//! if there is nothing else to do, a timer ends the thread's sleep with the rest.
+//!
 //! The receive queue is not the thread's own: others deliver into it as well ([`Inlet`]). The thread takes its kicks
 //! and gives it what waited for them.
 //!
@@ -30,11 +33,14 @@ use std::time::{Duration, Instant};
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::event::{EventfdFlags, Timespec, eventfd};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime,
+};
 use vdeplug::{Link, LinkError};
 
 use crate::counters::Counters;
 use crate::inlet::Inlet;
-use crate::pace::{Next, Pace};
+use crate::pace::{Arrivals, Next, Pace};
 use crate::queue::{Queue, Start};
 use crate::steer::Inlets;
 use crate::{rx, tx};
@@ -143,6 +149,7 @@ enum Source {
     Kick(Side),
     Data(usize),
     Control(usize),
+    Alarm,
 }
 
 impl Source {
@@ -153,6 +160,7 @@ impl Source {
             Self::Kick(Side::Tx) => (2, 0),
             Self::Data(index) => (3, index),
             Self::Control(index) => (4, index),
+            Self::Alarm => (5, 0),
         };
         EventData::new_u64(kind << 32 | (index as u64 & 0xffff_ffff))
     }
@@ -164,6 +172,7 @@ impl Source {
             2 => Self::Kick(Side::Tx),
             3 => Self::Data(index),
             4 => Self::Control(index),
+            5 => Self::Alarm,
             _ => Self::Command,
         }
     }
@@ -174,6 +183,11 @@ struct Port {
     link: Arc<dyn Link>,
     /// An edge said that frames may wait, and not all were taken yet.
     readable: bool,
+    /// Edges for frames are asked for; not while it rests.
+    watched: bool,
+    /// It is not read until then.
+    rests_until: Option<Instant>,
+    arrivals: Arrivals,
 }
 
 const EVENTS: usize = 16;
@@ -197,11 +211,16 @@ struct State {
     commands: Receiver<Command>,
     wake: Arc<OwnedFd>,
     epoll: OwnedFd,
+    /// Ends a sleep when a link has rested.
+    alarm: OwnedFd,
     inlets: Arc<Inlets>,
     /// The pair's own among them.
     pair: usize,
     counters: Arc<Counters>,
     tx: Option<Queue>,
+    /// What the guest sends is not looked at until then, and it is not asked for kicks.
+    tx_rests_until: Option<Instant>,
+    tx_arrivals: Arrivals,
     ports: Vec<Option<Port>>,
     /// Which link is read first in the next round.
     turn: usize,
@@ -226,6 +245,9 @@ impl State {
     ) -> std::io::Result<Self> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
         epoll::add(&epoll, &wake, Source::Command.pack(), EventFlags::IN)?;
+        let alarm =
+            timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
+        epoll::add(&epoll, &alarm, Source::Alarm.pack(), EventFlags::IN | EventFlags::ET)?;
         Ok(Self {
             name: name.into(),
             receives: pair == 0,
@@ -233,10 +255,13 @@ impl State {
             commands,
             wake,
             epoll,
+            alarm,
             counters: inlets.get(pair).map(|inlet| inlet.counters().clone()).unwrap_or_default(),
             inlets,
             pair,
             tx: None,
+            tx_rests_until: None,
+            tx_arrivals: Arrivals::new(Instant::now()),
             ports: Vec::new(),
             turn: 0,
             blocked: None,
@@ -252,9 +277,13 @@ impl State {
         let mut pace = Pace::new(poll);
         let mut next = Next::Sleep;
         loop {
+            if next == Next::Sleep {
+                self.set_alarm();
+            }
             if next != Next::Round && !self.wait(&mut events, next == Next::Look) {
                 return;
             }
+            self.keep_time();
             let count = self.tx_round() + self.rx_round();
             next = match pace.after(count > 0) {
                 // Not straight to another round: a driver that makes us look and look must not keep us from epoll.
@@ -266,9 +295,7 @@ impl State {
 
     /// Waits for events, or only looks for them, and notes what they say. False: the owner is gone.
     fn wait(&mut self, events: &mut Vec<Event>, only_look: bool) -> bool {
-        let patience = self.blocked.map(|blocked| blocked.until.saturating_duration_since(Instant::now()));
-        let limit = if only_look { Some(Duration::ZERO) } else { patience };
-        let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
+        let limit = only_look.then(Timespec::default);
         match epoll::wait(&self.epoll, spare_capacity(events), limit.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(errno) => {
@@ -296,17 +323,44 @@ impl State {
                 }
                 Source::Data(index) => self.data_event(index, event.flags),
                 Source::Control(index) => self.control_event(index),
+                Source::Alarm => {}
             }
         }
-        self.lose_patience();
         true
     }
 
-    /// Goes on without the only link if it was full for too long.
-    fn lose_patience(&mut self) {
-        if let Some(blocked) = self.blocked.take_if(|blocked| Instant::now() >= blocked.until) {
-            self.watch(blocked.index, false);
+    /// Everything that is to happen at some time.
+    fn deadlines(&self) -> impl Iterator<Item = Instant> {
+        let rests = self.ports.iter().flatten().filter_map(|port| port.rests_until);
+        rests.chain(self.tx_rests_until).chain(self.blocked.map(|blocked| blocked.until))
+    }
+
+    /// Does what is due.
+    fn keep_time(&mut self) {
+        if self.deadlines().next().is_none() {
+            return;
+        }
+        let now = Instant::now();
+        for port in self.ports.iter_mut().flatten() {
+            port.rests_until.take_if(|until| *until <= now);
+        }
+        self.tx_rests_until.take_if(|until| *until <= now);
+        // Goes on without the only link if it was full for too long.
+        if let Some(blocked) = self.blocked.take_if(|blocked| blocked.until <= now) {
+            self.watch(blocked.index);
             self.lossy = true;
+        }
+    }
+
+    /// Lets a sleep end with the first deadline.
+    fn set_alarm(&self) {
+        let Some(end) = self.deadlines().min() else { return };
+        // At least a little: a time of zero would mean never.
+        let left = end.saturating_duration_since(Instant::now()).max(Duration::from_nanos(1));
+        let time = |duration| Timespec::try_from(duration).unwrap_or_default();
+        let once = Itimerspec { it_interval: time(Duration::ZERO), it_value: time(left) };
+        if let Err(errno) = timerfd_settime(&self.alarm, TimerfdTimerFlags::empty(), &once) {
+            log::error!("{}: cannot set the timer: {errno}", self.name);
         }
     }
 
@@ -323,7 +377,7 @@ impl State {
         if flags.intersects(EventFlags::OUT | EventFlags::ERR | EventFlags::HUP) && self.is_blocked_by(index)
         {
             self.blocked = None;
-            self.watch(index, false);
+            self.watch(index);
         }
         if let Some(Some(port)) = self.ports.get_mut(index) {
             port.readable |=
@@ -415,26 +469,34 @@ impl State {
         if let Some(fd) = link.control_fd().filter(|_| self.receives) {
             self.add(fd, Source::Control(index), EventFlags::IN);
         }
-        self.add(link.data_fd(), Source::Data(index), self.interest(false));
+        let port = Port {
+            link,
+            readable: self.receives,
+            watched: self.receives,
+            rests_until: None,
+            arrivals: Arrivals::new(Instant::now()),
+        };
+        self.add(port.link.data_fd(), Source::Data(index), self.interest(&port, index));
         if let Some(slot) = self.ports.get_mut(index) {
-            *slot = Some(Port { link, readable: self.receives });
+            *slot = Some(port);
         }
         self.list_links();
     }
 
-    /// What is watched on a link's data descriptor.
-    fn interest(&self, writable: bool) -> EventFlags {
+    /// What is to be watched on a link's data descriptor.
+    fn interest(&self, port: &Port, index: usize) -> EventFlags {
         let mut flags = EventFlags::ET;
-        flags.set(EventFlags::IN, self.receives);
-        flags.set(EventFlags::OUT, writable);
+        flags.set(EventFlags::IN, port.watched);
+        flags.set(EventFlags::OUT, self.is_blocked_by(index));
         flags
     }
 
-    fn watch(&self, index: usize, writable: bool) {
+    /// Watches that. What is there already counts as an edge.
+    fn watch(&self, index: usize) {
         if let Some(Some(port)) = self.ports.get(index) {
             let data = Source::Data(index).pack();
-            if let Err(errno) = epoll::modify(&self.epoll, port.link.data_fd(), data, self.interest(writable))
-            {
+            let interest = self.interest(port, index);
+            if let Err(errno) = epoll::modify(&self.epoll, port.link.data_fd(), data, interest) {
                 log::error!("{}: cannot watch link {index}: {errno}", self.name);
             }
         }
@@ -469,7 +531,7 @@ impl State {
         if self.up.len() > 1
             && let Some(blocked) = self.blocked.take()
         {
-            self.watch(blocked.index, false);
+            self.watch(blocked.index);
         }
     }
 
@@ -480,14 +542,18 @@ impl State {
 
     /// One batch out of the guest; returns the number of chains used up.
     fn tx_round(&mut self) -> usize {
-        let Some(queue) = self.tx.as_mut().filter(|_| self.blocked.is_none()) else { return 0 };
+        let may_send = self.blocked.is_none() && self.tx_rests_until.is_none();
+        let Some(queue) = self.tx.as_mut().filter(|_| may_send) else { return 0 };
         let links = tx::Links { up: &self.up, lossy: self.lossy };
         let sender = tx::Sender { inlets: &self.inlets, pair: self.pair };
         let round = tx::round(queue, &sender, &links, &mut self.tx_scratch, &self.counters, &self.name);
         self.lossy &= !round.carried;
         if let Some(index) = round.blocked {
             self.blocked = Some(Blocked { index, until: Instant::now() + PATIENCE });
-            self.watch(index, true);
+            self.watch(index);
+        }
+        if round.used > 0 && round.used < tx::BATCH {
+            self.tx_rests_until = self.tx_arrivals.rest(round.used, Instant::now());
         }
         for (index, error) in &round.lost {
             self.lose(*index, error);
@@ -502,7 +568,7 @@ impl State {
         for step in 0..count {
             let index = (self.turn + step) % count;
             let Some(Some(port)) = self.ports.get_mut(index) else { continue };
-            if !port.readable {
+            if !port.readable || port.rests_until.is_some() {
                 continue;
             }
             if !self.inlets.are_ready(&self.wake) {
@@ -511,7 +577,15 @@ impl State {
             match self.reader.round(&*port.link, &self.inlets, &self.counters) {
                 Ok(round) => {
                     moved += round.moved;
-                    port.readable = !round.drained;
+                    if round.drained {
+                        port.rests_until = port.arrivals.rest(round.moved, Instant::now());
+                        let rests = port.rests_until.is_some();
+                        port.readable = rests;
+                        if port.watched == rests {
+                            port.watched = !rests;
+                            self.watch(index);
+                        }
+                    }
                 }
                 Err(error) => self.lose(index, &error),
             }
@@ -526,6 +600,7 @@ impl State {
             inlet.rest();
         }
         if self.blocked.is_none()
+            && self.tx_rests_until.is_none()
             && let Some(queue) = &mut self.tx
             && queue.ring.enable_kicks()
         {
@@ -549,6 +624,7 @@ mod tests {
             Source::Data(0),
             Source::Data(7),
             Source::Control(3),
+            Source::Alarm,
         ];
         for source in all {
             assert_eq!(Source::unpack(source.pack()), source);

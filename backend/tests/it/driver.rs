@@ -88,6 +88,16 @@ impl Queue {
         self.kick.write(1).unwrap();
     }
 
+    /// Kicks if the device asked for it at the entry offered last (event index). Says whether it did.
+    pub fn kick_if_asked(&self) -> bool {
+        let asked_at = u16::from_le_bytes(self.read(self.base + 0x4000 + 4 + 8 * u64::from(SIZE)));
+        let asked = asked_at == self.avail.wrapping_sub(1);
+        if asked {
+            self.kick();
+        }
+        asked
+    }
+
     /// Asks to be told of the next used entry (event index).
     pub fn want_call(&self) {
         self.write(self.base + 0x2000 + 4 + 2 * u64::from(SIZE), &self.seen.to_le_bytes());

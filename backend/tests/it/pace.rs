@@ -87,6 +87,27 @@ fn who_does_not_poll_rests_at_once() {
 }
 
 #[test]
+fn a_stream_of_frames_is_taken_in_batches() {
+    const FRAMES: u16 = 20_000;
+    let dir = tempfile::tempdir().unwrap();
+    let (backend, mut driver) = on_null(dir.path(), &[]);
+    let (sleeps, _) = cost(&backend);
+    let tx = driver.tx();
+    let mut kicks = 0;
+    for number in 0..FRAMES {
+        offer(tx, number, 60);
+        kicks += u16::from(tx.kick_if_asked());
+        wait_for("room", || (tx.used_idx() + 200 > number).then_some(()));
+    }
+    wait_for("the rest", || (tx.used_idx() == FRAMES).then_some(()));
+    let sleeps = cost(&backend).0 - sleeps;
+    // The driver takes a few microseconds for each. Without rests nearly each one had its kick.
+    assert!(kicks < FRAMES / 4, "{kicks} kicks");
+    assert!(sleeps < u64::from(FRAMES / 4), "{sleeps} sleeps");
+    assert_rests(&backend);
+}
+
+#[test]
 fn a_switch_that_hangs_stops_the_guest_for_a_second() {
     let dir = tempfile::tempdir().unwrap();
     let switch = Switch::start(&dir.path().join("sw"));
