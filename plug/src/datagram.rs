@@ -1,7 +1,7 @@
 //! Frames over a datagram socket, one per datagram: what most links have in common.
 //!
 //! On some sockets every datagram begins with a [`Header`] and the frame behind it may be one that is still to be
-//! segmented: a packet socket, and a VDE socket between two programs of this project. On all others a frame goes
+//! segmented: a packet socket, and a socket between two programs of this project. On all others a frame goes
 //! as it will be on the wire; what its header asks for is done here (module `soft`).
 
 use std::io;
@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use offload::Header;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use rustix::net::RecvFlags;
 use rustix::net::sockopt::{set_socket_send_buffer_size, set_socket_send_buffer_size_force};
 
 use crate::kernel::{self, PACKET_HEADER_LEN};
@@ -17,7 +18,7 @@ use crate::link::{
     BIG_FRAME_MAX, FRAME_MIN, LinkError, Meter, PIECES_MAX, RxBuf, RxFrame, Sent, TxBuf, TxFrame,
 };
 use crate::soft::{self, Reached};
-use crate::sys;
+use crate::sys::{self, PeerName};
 
 /// What is asked for as room for frames that the other side has not read yet; the kernel doubles it. It holds the frames
 /// of about four milliseconds at 10 Gbit/s: 1700 of 1514 bytes, or 60 of 64 KiB. The default, of which two such big frames
@@ -214,8 +215,8 @@ pub(crate) fn recv(
     meter: &Meter,
 ) -> Result<usize, LinkError> {
     recv_by(frames, meter, |rest| match framing {
-        Framing::Plain => recv_plain(fd, rest),
-        Framing::Header => recv_with_headers(fd, rest),
+        Framing::Plain => recv_plain(fd, rest, &mut []),
+        Framing::Header => recv_with_headers(fd, rest, &mut [[0; Header::LEN]; sys::BATCH], &mut []),
         Framing::Packet => kernel::packet_recv(fd, rest),
     })
 }
@@ -250,17 +251,55 @@ pub(crate) fn recv_by(
     Ok(done)
 }
 
-fn recv_plain(fd: BorrowedFd<'_>, frames: &mut [RxFrame<'_>]) -> Result<usize, Failure> {
+/// Receives from a socket into which some write headers and others do not, as `framing` tells by the name of whose socket
+/// a datagram came from. All kinds are received; what is not `usual` costs more, or is lost if it has a header.
+pub(crate) fn recv_mixed(
+    fd: BorrowedFd<'_>,
+    usual: Framing,
+    framing: impl Fn(&[u8]) -> Framing,
+    frames: &mut [RxFrame<'_>],
+) -> Result<usize, Failure> {
+    let mut senders = [PeerName::EMPTY; sys::BATCH];
+    if usual == Framing::Plain {
+        let got = recv_plain(fd, frames, &mut senders)?;
+        let odd = |sender: &PeerName| framing(sender.bytes()) != Framing::Plain;
+        let senders = frames.iter_mut().zip(&senders).take(got);
+        senders.filter(|(_, sender)| odd(sender)).for_each(|(frame, _)| frame.len = 0);
+        return Ok(got);
+    }
+    let mut headers = [[0; Header::LEN]; sys::BATCH];
+    let got = recv_with_headers(fd, frames, &mut headers, &mut senders)?;
+    for ((frame, header), sender) in frames.iter_mut().zip(&headers).zip(&senders).take(got) {
+        if framing(sender.bytes()) == Framing::Plain {
+            frame.header = Header::NONE;
+            // What is shorter than this is no frame either way.
+            frame.insert(0, header);
+        }
+    }
+    Ok(got)
+}
+
+fn recv_plain(
+    fd: BorrowedFd<'_>,
+    frames: &mut [RxFrame<'_>],
+    senders: &mut [PeerName],
+) -> Result<usize, Failure> {
     let mut lens = [0; sys::BATCH];
-    let got = sys::recv_batch(fd, frames.iter().map(|frame| frame.bufs), &mut lens)?;
+    let rooms = frames.iter().map(|frame| frame.bufs);
+    let got = sys::recv_batch(fd, rooms, &mut lens, &mut [], senders, RecvFlags::empty())?;
     for (frame, len) in frames.iter_mut().zip(lens).take(got) {
         (frame.header, frame.len) = (Header::NONE, len);
     }
     Ok(got)
 }
 
-fn recv_with_headers(fd: BorrowedFd<'_>, frames: &mut [RxFrame<'_>]) -> Result<usize, Failure> {
-    let mut headers = [[0; Header::LEN]; sys::BATCH];
+/// Receives frames behind headers, whose bytes stay in `headers`.
+fn recv_with_headers(
+    fd: BorrowedFd<'_>,
+    frames: &mut [RxFrame<'_>],
+    headers: &mut [[u8; Header::LEN]; sys::BATCH],
+    senders: &mut [PeerName],
+) -> Result<usize, Failure> {
     let mut lens = [0; sys::BATCH];
     let mut pieces = Vec::with_capacity(4 * frames.len().min(sys::BATCH));
     let mut bounds = [(0, 0); sys::BATCH];
@@ -272,10 +311,10 @@ fn recv_with_headers(fd: BorrowedFd<'_>, frames: &mut [RxFrame<'_>]) -> Result<u
     }
     let rooms =
         bounds.iter().take(frames.len()).map(|&(start, end)| pieces.get(start..end).unwrap_or_default());
-    let got = sys::recv_batch(fd, rooms, &mut lens)?;
+    let got = sys::recv_batch(fd, rooms, &mut lens, &mut [], senders, RecvFlags::empty())?;
     for ((frame, header), len) in frames.iter_mut().zip(headers).zip(lens).take(got) {
         // What is too short for a header is too short for a frame.
-        (frame.header, frame.len) = (Header::decode(&header), len.saturating_sub(Header::LEN));
+        (frame.header, frame.len) = (Header::decode(header), len.saturating_sub(Header::LEN));
     }
     Ok(got)
 }

@@ -442,7 +442,9 @@ pub trait Link: fmt::Debug + Send + Sync {
     /// waiting. A network that died is not seen here but by [`Link::check_control`].
     fn recv(&self, frames: &mut [RxFrame<'_>]) -> Result<usize, LinkError>;
 
-    /// Whether the headers of received frames may ask for something, and frames be longer than [`Link::max_frame`].
+    /// Whether the headers of received frames may ask for something, and frames be longer than [`Link::max_frame`]. It
+    /// changes when another program comes to the other end of a cable; frames that were received before or at the same
+    /// time may still be of the other kind.
     fn offloads(&self) -> bool {
         true
     }

@@ -3,21 +3,22 @@
 
 use std::os::fd::BorrowedFd;
 
-use crate::datagram::{self, Framing};
-use crate::link::{FRAME_MAX, Meter, Sent, TxFrame};
+use crate::datagram;
+use crate::link::{LinkError, Meter, Sent, TxFrame};
 
-/// [`Link::send`](crate::Link::send) over such a socket. `mend` is called on an error and says whether another
-/// attempt is worth it, about whose error it is not asked; if not, all frames are lost.
+/// [`Link::send`](crate::Link::send) over such a socket, by `attempt`, which sends there. `mend` is called on an error and
+/// says whether another attempt is worth it, about whose error it is not asked; if not, all frames are lost.
 pub(crate) fn send(
     fd: BorrowedFd<'_>,
     frames: &[TxFrame<'_>],
     meter: &Meter,
+    attempt: impl Fn(&[TxFrame<'_>]) -> Result<Sent, LinkError>,
     mut mend: impl FnMut() -> bool,
 ) -> Sent {
     let mut done = Sent::default();
     let mut tried = false;
     while let Some(rest) = frames.get(done.taken..).filter(|rest| !rest.is_empty()) {
-        let lost = match datagram::send(fd, Framing::Plain, FRAME_MAX, rest, meter) {
+        let lost = match attempt(rest) {
             Ok(sent) => {
                 done.segments = sent.segments;
                 done.taken += sent.taken;

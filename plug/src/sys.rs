@@ -5,6 +5,8 @@
 //! - A: `TxBuf` and `RxBuf` have the layout of `struct iovec`, and whoever made one promised that the kernel
 //!   may read or write what it points to for its life.
 //! - B: a `msghdr` made by `header` points to a caller's slice of pieces that outlives the call it is for.
+//! - C: the fields of a `msghdr` for what comes beside a datagram are empty, or the bytes of a `Control` or a `PeerName` of the
+//!   caller's that outlive the call.
 
 #![allow(unsafe_code)]
 
@@ -41,6 +43,36 @@ impl Control {
     }
 }
 
+/// The name that a peer's socket was bound to, an abstract one behind a NUL; empty if it has none, or a longer one than
+/// programs of this project give to sockets that are looked at.
+#[derive(Clone, Copy)]
+pub(crate) struct PeerName {
+    address: [u8; Self::ROOM as usize],
+    len: libc::socklen_t,
+}
+
+impl PeerName {
+    const ROOM: libc::socklen_t = 64;
+
+    /// No name.
+    pub(crate) const EMPTY: Self = Self { address: [0; Self::ROOM as usize], len: 0 };
+
+    /// The name.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        let name = self.address.get(size_of::<libc::sa_family_t>()..self.len as usize).unwrap_or_default();
+        name.strip_suffix(b"\0").unwrap_or(name)
+    }
+}
+
+/// The name of the socket that a local one is connected to.
+pub(crate) fn peer_name(fd: BorrowedFd<'_>) -> PeerName {
+    let mut name = PeerName { len: PeerName::ROOM, ..PeerName::EMPTY };
+    // SAFETY: `len` is how many bytes there are at the address, of which the kernel writes as many at most.
+    let result =
+        unsafe { libc::getpeername(fd.as_raw_fd(), name.address.as_mut_ptr().cast(), &raw mut name.len) };
+    if result == 0 { name } else { PeerName::EMPTY }
+}
+
 /// Sends the frames, at most [`BATCH`], in order, without waiting; returns how many went.
 pub(crate) fn send_batch<'a>(
     fd: BorrowedFd<'_>,
@@ -60,51 +92,49 @@ pub(crate) fn send_batch<'a>(
 }
 
 /// Receives into the rooms, at most [`BATCH`], without waiting; says how long the datagrams were, whole, and returns
-/// how many came.
+/// how many came. Of the first ones it says also what the kernel says beside them and who sent them, as far as there is
+/// room for that.
 pub(crate) fn recv_batch<'a>(
     fd: BorrowedFd<'_>,
     rooms: impl Iterator<Item = &'a [RxBuf<'a>]> + Clone,
     lens: &mut [usize; BATCH],
-) -> io::Result<usize> {
-    recv_batch_with(fd, rooms, lens, &mut [], RecvFlags::empty())
-}
-
-/// As [`recv_batch`], with what the kernel says beside each of the first datagrams for which there is room for that,
-/// and with more flags.
-pub(crate) fn recv_batch_with<'a>(
-    fd: BorrowedFd<'_>,
-    rooms: impl Iterator<Item = &'a [RxBuf<'a>]> + Clone,
-    lens: &mut [usize; BATCH],
     controls: &mut [Control],
+    senders: &mut [PeerName],
     more: RecvFlags,
 ) -> io::Result<usize> {
     let mut headers: Headers = [const { MaybeUninit::uninit() }; BATCH];
     let mut count = 0;
-    let mut control_rooms = controls.iter_mut();
+    let (mut control_rooms, mut sender_rooms) = (controls.iter_mut(), senders.iter_mut());
     for (slot, room) in headers.iter_mut().zip(rooms.clone()) {
         let header = slot.write(header(room.as_ptr().cast::<libc::iovec>(), room.len().min(PIECES_MAX)));
         if let Some(control) = control_rooms.next() {
             header.msg_hdr.msg_control = control.bytes.as_mut_ptr().cast();
             header.msg_hdr.msg_controllen = control.bytes.len() as _;
         }
+        if let Some(sender) = sender_rooms.next() {
+            header.msg_hdr.msg_name = sender.address.as_mut_ptr().cast();
+            header.msg_hdr.msg_namelen = PeerName::ROOM;
+        }
         count += 1;
     }
     // MSG_TRUNC makes the kernel report whole lengths, also of datagrams that did not fit.
     let flags = libc::MSG_DONTWAIT | libc::MSG_TRUNC | more.bits().cast_signed();
-    // SAFETY: the first `count` headers are initialised; A and B hold for each, and the pieces are lent for
-    // writing; no time-out is passed; a control field is empty or the bytes of a `Control` of the caller's; the
-    // name fields are empty.
+    // SAFETY: the first `count` headers are initialised; A, B and C hold for each, and the pieces are lent for
+    // writing; no time-out is passed.
     let got = unsafe {
         libc::recvmmsg(fd.as_raw_fd(), headers.as_mut_ptr().cast(), count, flags, std::ptr::null_mut())
     };
     let got = usize::try_from(got).map_err(|_| io::Error::last_os_error())?;
-    let mut controls = controls.iter_mut();
+    let (mut controls, mut senders) = (controls.iter_mut(), senders.iter_mut());
     for ((slot, room), len) in headers.iter().zip(rooms).zip(lens).take(got) {
         // SAFETY: `got` is at most `count`, the number of initialised headers.
         let header = unsafe { slot.assume_init_ref() };
         *len = header.msg_len as usize;
         if let Some(control) = controls.next() {
             control.len = header.msg_hdr.msg_controllen as _;
+        }
+        if let Some(sender) = senders.next() {
+            sender.len = header.msg_hdr.msg_namelen;
         }
         let used: usize = room.iter().take(PIECES_MAX).map(|piece| piece.len()).sum();
         // In pieces that were not used there is no room.

@@ -189,8 +189,10 @@ impl Link for UdpLink {
     }
 
     fn send(&self, frames: &[TxFrame<'_>]) -> Result<Sent, LinkError> {
+        let fd = self.socket.as_fd();
+        let attempt = |rest: &[TxFrame<'_>]| datagram::send(fd, Framing::Plain, FRAME_MAX, rest, &self.meter);
         // The error may be that of an earlier frame.
-        Ok(lossy::send(self.socket.as_fd(), frames, &self.meter, || true))
+        Ok(lossy::send(fd, frames, &self.meter, attempt, || true))
     }
 
     fn recv(&self, frames: &mut [RxFrame<'_>]) -> Result<usize, LinkError> {

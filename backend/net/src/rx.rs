@@ -71,7 +71,9 @@ impl Reader {
         let got = receive(link, &mut self.memory, distance, received)?;
         let received = received.get(..got).unwrap_or_default();
         let takes = inlets.takes();
-        if big || !takes.csum {
+        // A link on which another program came meanwhile may have changed its mind.
+        let undone = received.iter().any(|(header, _)| !header.is_done());
+        if big || undone || !takes.csum {
             deliver(&self.memory, distance, received, inlets, counters);
         } else {
             let take =

@@ -23,7 +23,7 @@ use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, recv, socke
 use super::{netlink, sys};
 use crate::datagram::Failure;
 use crate::link::{BIG_FRAME_MAX, Meter, RxBuf, RxFrame};
-use crate::sys::{BATCH, Control, recv_batch_with};
+use crate::sys::{BATCH, Control, recv_batch};
 
 /// Length of the header on these sockets.
 pub(crate) const HEADER_LEN: usize = 10;
@@ -78,7 +78,7 @@ pub(crate) fn recv_frames(fd: BorrowedFd<'_>, frames: &mut [RxFrame<'_>]) -> Res
     }
     let rooms =
         bounds.iter().take(frames.len()).map(|&(start, end)| pieces.get(start..end).unwrap_or_default());
-    let got = recv_batch_with(fd, rooms, &mut lens, &mut controls, RecvFlags::empty())?;
+    let got = recv_batch(fd, rooms, &mut lens, &mut controls, &mut [], RecvFlags::empty())?;
     for (((frame, header), len), control) in frames.iter_mut().zip(headers).zip(lens).zip(&controls).take(got)
     {
         frame.len = len.saturating_sub(HEADER_LEN);
@@ -196,7 +196,8 @@ impl Completer {
         let mut controls = [Control::EMPTY];
         let frame_room = self.room.get_mut(TAG_LEN..).unwrap_or_default();
         let room = [RxBuf::new(header.get_mut(..HEADER_LEN).unwrap_or_default()), RxBuf::new(frame_room)];
-        match recv_batch_with(fd, std::iter::once(&room[..]), &mut lens, &mut controls, RecvFlags::PEEK) {
+        let rooms = std::iter::once(&room[..]);
+        match recv_batch(fd, rooms, &mut lens, &mut controls, &mut [], RecvFlags::PEEK) {
             Ok(_) => {}
             // No header can say what is to be done to this frame, which stays where it is.
             Err(error) if Errno::from_io_error(&error) == Some(Errno::INVAL) => return Ok(None),

@@ -17,13 +17,19 @@ use std::time::{Duration, Instant};
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags, SocketFlags, SocketType, accept_with, recv, send};
+use rustix::net::{
+    RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, connect, listen, recv, send,
+};
 
-use super::{Access, Form, Name, PtpError, knock, new_socket, remove_dead};
+use super::name::{self, Name, remove_dead};
+use super::{End, Form, PtpError, new_socket};
 use crate::datagram::{self, Framing};
 use crate::error::OpenError;
 use crate::link::{FRAME_MAX, Link, LinkError, Meter, RxFrame, Sent, Stats, TxFrame};
 use crate::lossy;
+
+/// How many programs may wait to be answered.
+const BACKLOG: i32 = 8;
 
 /// How long the second program waits for its byte, as in the original.
 const ANSWER: Duration = Duration::from_secs(2);
@@ -55,7 +61,7 @@ struct Shown {
 #[derive(Debug)]
 struct State {
     path: PathBuf,
-    access: Access,
+    end: End,
     listener: Option<(Name, OwnedFd)>,
     peer: Option<Peer>,
     /// Nothing will come of this link any more.
@@ -66,6 +72,8 @@ struct State {
 #[derive(Clone, Debug)]
 struct Peer {
     socket: Arc<OwnedFd>,
+    /// How both speak on it.
+    framing: Framing,
     /// It took us, or we took it.
     joined: bool,
 }
@@ -93,10 +101,18 @@ fn hung_up(fd: &OwnedFd) -> bool {
         .intersects(PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR)
 }
 
+/// Connects to a program that listens at the path.
+fn call(path: &Path, end: &End) -> Result<OwnedFd, Errno> {
+    let socket = new_socket(SocketType::SEQPACKET)?;
+    name::sign(&socket, end);
+    connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(socket)
+}
+
 /// Connects to a program that listens at the path, or listens there.
-fn find(path: &Path, access: &Access) -> Result<Found, OpenError> {
+fn find(path: &Path, end: &End) -> Result<Found, OpenError> {
     for _ in 0..ATTEMPTS {
-        match knock(path, SocketType::SEQPACKET) {
+        match call(path, end) {
             Ok(socket) => return Ok(Found::Peer(socket)),
             Err(Errno::NOENT) => {}
             Err(Errno::CONNREFUSED) => remove_dead(path)?,
@@ -113,7 +129,7 @@ fn find(path: &Path, access: &Access) -> Result<Found, OpenError> {
         }
         let failed = |errno: Errno| PtpError::Make { path: path.into(), source: errno.into() };
         let socket = new_socket(SocketType::SEQPACKET).map_err(failed)?;
-        if let Some(name) = Name::listen(&socket, path, access)? {
+        if let Some(name) = Name::give(&socket, path, end, || listen(&socket, BACKLOG))? {
             return Ok(Found::Nobody(name, socket));
         }
     }
@@ -178,14 +194,26 @@ impl Shown {
     }
 }
 
+impl Peer {
+    fn new(socket: OwnedFd, end: &End, joined: bool) -> Self {
+        let framing = name::framing_of_peer(&socket, end);
+        if framing == Framing::Header
+            && let Err(errno) = datagram::widen(&socket, datagram::SEND_BUFFER)
+        {
+            log::debug!("cannot give a socket room for frames: {errno}");
+        }
+        Self { socket: Arc::new(socket), framing, joined }
+    }
+}
+
 impl State {
     /// Looks for the other program, or waits for it.
     fn look(&mut self, shown: &Shown) -> Result<(), OpenError> {
         let system = |errno: Errno| OpenError::System { what: "watch a socket", source: errno.into() };
-        match find(&self.path, &self.access)? {
+        match find(&self.path, &self.end)? {
             Found::Peer(socket) => {
                 shown.add(&socket).map_err(system)?;
-                self.peer = Some(Peer { socket: Arc::new(socket), joined: false });
+                self.peer = Some(Peer::new(socket, &self.end, false));
             }
             Found::Nobody(name, socket) => {
                 shown.add(&socket).map_err(system)?;
@@ -230,7 +258,7 @@ impl State {
             return;
         }
         match shown.add(&socket).and_then(|()| shown.joined(&socket)) {
-            Ok(()) => self.peer = Some(Peer { socket: Arc::new(socket), joined: true }),
+            Ok(()) => self.peer = Some(Peer::new(socket, &self.end, true)),
             Err(errno) => log::debug!("cannot watch a socket: {errno}"),
         }
     }
@@ -256,10 +284,10 @@ fn refusal(path: &Path, errno: Errno) -> OpenError {
 }
 
 impl ConnectionLink {
-    pub(super) fn open(path: PathBuf, access: Access, timeout: Duration) -> Result<Self, OpenError> {
+    pub(super) fn open(path: PathBuf, end: End, timeout: Duration) -> Result<Self, OpenError> {
         let shown = Shown::new()
             .map_err(|errno| OpenError::System { what: "make an epoll descriptor", source: errno.into() })?;
-        let mut state = State { path, access, listener: None, peer: None, over: false };
+        let mut state = State { path, end, listener: None, peer: None, over: false };
         state.look(&shown)?;
         if let Some(peer) = &mut state.peer {
             wait_for_welcome(&peer.socket, &state.path, timeout)?;
@@ -275,14 +303,19 @@ impl ConnectionLink {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Does what there is to do; returns the socket of the other program, if there is one.
-    fn step(&self) -> Result<Option<Arc<OwnedFd>>, LinkError> {
+    /// The other program, if there is one that took us.
+    fn peer(&self) -> Option<Peer> {
+        self.state().peer.clone().filter(|peer| peer.joined)
+    }
+
+    /// Does what there is to do; returns the other program, if there is one.
+    fn step(&self) -> Result<Option<Peer>, LinkError> {
         let mut state = self.state();
         state.step(&self.shown);
         if state.over {
             return Err(LinkError::Closed);
         }
-        Ok(state.peer.as_ref().filter(|peer| peer.joined).map(|peer| Arc::clone(&peer.socket)))
+        Ok(state.peer.clone().filter(|peer| peer.joined))
     }
 }
 
@@ -300,13 +333,17 @@ impl Link for ConnectionLink {
     }
 
     fn send(&self, frames: &[TxFrame<'_>]) -> Result<Sent, LinkError> {
-        let peer = self.state().peer.clone().filter(|peer| peer.joined);
-        let peer = match peer {
-            Some(peer) => Some(peer.socket),
+        let peer = match self.peer() {
+            Some(peer) => Some(peer),
             None => self.step()?,
         };
         let mut done = match peer {
-            Some(socket) => lossy::send(socket.as_fd(), frames, &self.meter, || false),
+            Some(Peer { socket, framing, .. }) => {
+                let attempt = |rest: &[TxFrame<'_>]| {
+                    datagram::send(socket.as_fd(), framing, FRAME_MAX, rest, &self.meter)
+                };
+                lossy::send(socket.as_fd(), frames, &self.meter, attempt, || false)
+            }
             None => Sent::default(),
         };
         let lost = frames.len() - done.taken;
@@ -317,9 +354,8 @@ impl Link for ConnectionLink {
 
     fn recv(&self, frames: &mut [RxFrame<'_>]) -> Result<usize, LinkError> {
         // What the other program sent before it ended comes first.
-        let peer = self.state().peer.clone().filter(|peer| peer.joined);
-        if let Some(Peer { socket, .. }) = peer
-            && let Ok(got) = datagram::recv(socket.as_fd(), Framing::Plain, frames, &self.meter)
+        if let Some(Peer { socket, framing, .. }) = self.peer()
+            && let Ok(got) = datagram::recv(socket.as_fd(), framing, frames, &self.meter)
         {
             let received = frames.get(..got).unwrap_or_default();
             // At the end of the connection the kernel gives as many empty packets as one asks for.
@@ -333,7 +369,9 @@ impl Link for ConnectionLink {
     }
 
     fn offloads(&self) -> bool {
-        false
+        let state = self.state();
+        // One that comes next may be any.
+        state.end.big && state.peer.as_ref().is_none_or(|peer| peer.framing == Framing::Header)
     }
 
     fn stats(&self) -> Stats {

@@ -11,14 +11,15 @@
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 use rustix::fs::inotify::{self, CreateFlags, Reader, WatchFlags};
 use rustix::io::Errno;
 use rustix::net::{SocketAddrUnix, SocketType, connect, connect_unspec};
 
-use super::{Access, Form, Name, PtpError, knock, new_socket, remove_dead};
-use crate::datagram::{self, Framing};
+use super::name::{self, Name, remove_dead};
+use super::{End, Form, PtpError, knock, new_socket};
+use crate::datagram::{self, Failure, Framing};
 use crate::error::OpenError;
 use crate::link::{FRAME_MAX, Link, LinkError, Meter, RxFrame, Sent, Stats, TxFrame};
 use crate::lossy;
@@ -37,8 +38,10 @@ pub(crate) struct PairLink {
     peer: PathBuf,
     /// Shows changes of the peer's name. Without one (a user may have 128) the peer's end is seen when we send.
     watch: Option<OwnedFd>,
-    /// Whether the socket is connected, as far as we know.
-    joined: AtomicBool,
+    end: End,
+    /// How whom the socket is connected to wants to be written to; `None`: it is connected to nobody, as far as we know. Read
+    /// for as long as something is sent, so that nothing is written for one program and sent to the next.
+    joined: RwLock<Option<Framing>>,
     meter: Meter,
 }
 
@@ -62,12 +65,11 @@ fn holder(path: &Path) -> Result<Holder, PtpError> {
 }
 
 impl PairLink {
-    pub(super) fn open(path: PathBuf, access: &Access) -> Result<Self, OpenError> {
+    pub(super) fn open(path: PathBuf, end: End) -> Result<Self, OpenError> {
         let mut second = path.clone().into_os_string();
         second.push("+");
         let second = PathBuf::from(second);
         let system = |errno: Errno| OpenError::System { what: "make a socket", source: errno.into() };
-        let socket = new_socket(SocketType::DGRAM).map_err(system)?;
         for _ in 0..ATTEMPTS {
             let (own, peer) = match holder(&path)? {
                 Holder::Alive => (&second, &path),
@@ -78,14 +80,16 @@ impl PairLink {
                 Holder::Dead => remove_dead(own)?,
                 Holder::Nobody => {}
             }
-            let Some(name) = Name::bind(&socket, own, access)? else { continue };
+            let socket = new_socket(SocketType::DGRAM).map_err(system)?;
+            let Some(name) = Name::give(&socket, own, &end, || Ok(()))? else { continue };
             let watch = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK);
             let link = Self {
                 _name: name,
                 socket,
                 peer: peer.clone(),
                 watch: watch.inspect_err(|errno| log::debug!("no inotify: {errno}")).ok(),
-                joined: AtomicBool::new(false),
+                end,
+                joined: RwLock::new(None),
                 meter: Meter::default(),
             };
             link.join();
@@ -104,18 +108,43 @@ impl PairLink {
         {
             log::debug!("cannot watch {:?}: {errno}", self.peer);
         }
-        let address = SocketAddrUnix::new(&self.peer);
-        let joined = address.and_then(|address| connect(&self.socket, &address)).is_ok();
-        if !joined {
+        let mut joined = self.joined.write().unwrap_or_else(PoisonError::into_inner);
+        let connected = SocketAddrUnix::new(&self.peer).and_then(|address| connect(&self.socket, &address));
+        *joined = connected.ok().map(|()| name::framing_of_peer(&self.socket, &self.end));
+        if joined.is_none() {
             // Of one that is gone nothing will come; others have to be able to reach us. It fails when it was so before.
             let _ = connect_unspec(&self.socket);
         }
-        self.joined.store(joined, Ordering::Relaxed);
-        joined
+        // It stays so wide when an old program comes, of which more frames may wait then.
+        if *joined == Some(Framing::Header)
+            && let Err(errno) = datagram::widen(&self.socket, datagram::SEND_BUFFER)
+        {
+            log::debug!("cannot give a socket room for frames: {errno}");
+        }
+        joined.is_some()
+    }
+
+    fn joined(&self) -> RwLockReadGuard<'_, Option<Framing>> {
+        self.joined.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn is_joined(&self) -> bool {
-        self.joined.load(Ordering::Relaxed) || self.join()
+        let joined = self.joined().is_some();
+        joined || self.join()
+    }
+
+    /// How the frames that come next are expected to look.
+    fn expected(&self) -> Framing {
+        match *self.joined() {
+            Some(framing) => framing,
+            // It may be anybody's.
+            None if self.end.big => Framing::Header,
+            None => Framing::Plain,
+        }
+    }
+
+    fn take(&self, frames: &mut [RxFrame<'_>]) -> Result<usize, Failure> {
+        datagram::recv_mixed(self.socket.as_fd(), self.expected(), name::framing, frames)
     }
 }
 
@@ -137,13 +166,23 @@ impl Link for PairLink {
             self.meter.sent(0, 0, frames.len());
             return Ok(Sent { taken: frames.len(), dropped: frames.len(), ..Sent::default() });
         }
-        Ok(lossy::send(self.socket.as_fd(), frames, &self.meter, || self.join()))
+        let fd = self.socket.as_fd();
+        let attempt = |rest: &[TxFrame<'_>]| {
+            let joined = self.joined();
+            // One that is connected to nobody says so.
+            datagram::send(fd, joined.unwrap_or(Framing::Plain), FRAME_MAX, rest, &self.meter)
+        };
+        Ok(lossy::send(fd, frames, &self.meter, attempt, || self.join()))
     }
 
     fn recv(&self, frames: &mut [RxFrame<'_>]) -> Result<usize, LinkError> {
         for _ in 0..ERRORS {
             // An error is that a peer which was connected to us connected to another.
-            if let Ok(got) = datagram::recv(self.socket.as_fd(), Framing::Plain, frames, &self.meter) {
+            let got = match self.end.big {
+                true => datagram::recv_by(frames, &self.meter, |rest| self.take(rest)),
+                false => datagram::recv(self.socket.as_fd(), Framing::Plain, frames, &self.meter),
+            };
+            if let Ok(got) = got {
                 if got > 0 {
                     self.is_joined();
                 }
@@ -154,7 +193,7 @@ impl Link for PairLink {
     }
 
     fn offloads(&self) -> bool {
-        false
+        self.expected() == Framing::Header
     }
 
     fn stats(&self) -> Stats {

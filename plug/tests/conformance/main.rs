@@ -20,5 +20,6 @@ mod node_ports;
 mod permissions;
 mod plugins;
 mod ptp;
+mod ptp_frames;
 mod request;
 mod udp;

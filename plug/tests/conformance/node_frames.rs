@@ -16,7 +16,7 @@ const HEAD_LEN: usize = 14 + 20 + 20;
 const FRAME_LEN: usize = HEAD_LEN + SEGMENTS * SEGMENT as usize - 100;
 
 /// A TCP frame to be segmented, as a guest's driver writes it.
-fn big_frame() -> (Header, Vec<u8>) {
+pub fn big_frame() -> (Header, Vec<u8>) {
     let mut frame = vec![2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 0x08, 0x00];
     let ip_len = u16::try_from(FRAME_LEN - 14).expect("fits");
     frame.extend_from_slice(&[0x45, 0]);
@@ -37,7 +37,7 @@ fn big_frame() -> (Header, Vec<u8>) {
     (header, frame)
 }
 
-fn send_big(link: &dyn Link) -> Vec<u8> {
+pub fn send_big(link: &dyn Link) -> Vec<u8> {
     let (header, frame) = big_frame();
     let bufs = [TxBuf::new(&frame)];
     until("the frame is sent", || {
@@ -49,7 +49,7 @@ fn send_big(link: &dyn Link) -> Vec<u8> {
 }
 
 /// Waits for one frame with its header.
-fn receive_with_header(link: &dyn Link) -> (Header, Vec<u8>) {
+pub fn receive_with_header(link: &dyn Link) -> (Header, Vec<u8>) {
     assert!(readable(link.data_fd()), "no frame came");
     let mut room = vec![0; 70_000];
     let bufs = [RxBuf::new(&mut room)];
@@ -61,7 +61,7 @@ fn receive_with_header(link: &dyn Link) -> (Header, Vec<u8>) {
 }
 
 /// Holds segments against the frame that they were.
-fn check_segments(frame: &[u8], mut next: impl FnMut() -> Vec<u8>) {
+pub fn check_segments(frame: &[u8], mut next: impl FnMut() -> Vec<u8>) {
     let mut payload = Vec::new();
     for index in 0..SEGMENTS {
         let segment = next();

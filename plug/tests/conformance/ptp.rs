@@ -15,7 +15,7 @@ use vdeplug::{Link, OpenError, OpenErrorKind, OpenOptions, PtpError, RxBuf, RxFr
 use crate::harness::{VdePlug, broadcast, impatient, names, open, open_dir, readable, receive, send, until};
 
 /// What a program's event loop does when nothing but the control descriptor wakes it.
-fn tend(link: &dyn Link) {
+pub fn tend(link: &dyn Link) {
     let control = link.control_fd().expect("ptp has one");
     let mut fds = [rustix::event::PollFd::from_borrowed_fd(control, rustix::event::PollFlags::IN)];
     if rustix::event::poll(&mut fds, Some(&rustix::event::Timespec::default())).expect("poll") > 0 {
@@ -24,7 +24,7 @@ fn tend(link: &dyn Link) {
 }
 
 /// Sends until a frame arrives at the other end, whose owner does nothing else than to watch its descriptors.
-fn pass(from: &dyn Link, frame: &[u8], to: &dyn Link) {
+pub fn pass(from: &dyn Link, frame: &[u8], to: &dyn Link) {
     let mut room = [0; 10_000];
     let mut len = 0;
     until("the frame arrives", || {
@@ -42,7 +42,7 @@ fn pass(from: &dyn Link, frame: &[u8], to: &dyn Link) {
 }
 
 /// Throws away what waits.
-fn drain(link: &dyn Link) {
+pub fn drain(link: &dyn Link) {
     let mut room = [0; 10_000];
     let bufs = [RxBuf::new(&mut room)];
     while link.recv(&mut [RxFrame::new(&bufs)]).expect("a living link") > 0 {}
