@@ -32,7 +32,7 @@ const MOMENTARY: &str = ".ptp-";
 /// Part of names that last for a moment, counted over all links of this process.
 static COUNTER: AtomicU32 = AtomicU32::new(0);
 
-/// How many names are tried for a socket that nobody looks for: a process of our number in another container may have some.
+/// How many names are tried: a process of our number in another container may have some, and one that was killed left one.
 const ATTEMPTS: usize = 16;
 
 /// How often and how long somebody who removes a dead name is waited for.
@@ -58,16 +58,30 @@ pub(super) fn framing_of_peer(socket: impl AsFd, end: &End) -> Framing {
     if end.big { framing(sys::peer_name(socket.as_fd()).bytes()) } else { Framing::Plain }
 }
 
+/// Binds a socket to a name that lasts for a moment, where `address` puts it; returns the name.
+fn bind_momentary(
+    socket: &OwnedFd,
+    end: &End,
+    address: impl Fn(&str) -> Result<SocketAddrUnix, Errno>,
+) -> Result<String, Errno> {
+    for _ in 0..ATTEMPTS {
+        let name = momentary(end);
+        match bind(socket, &address(&name)?) {
+            Ok(()) => return Ok(name),
+            Err(Errno::ADDRINUSE) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Err(Errno::ADDRINUSE)
+}
+
 /// Has a socket that nobody looks for say that we take big frames, if we do. Without a name it says nothing.
 pub(super) fn sign(socket: &OwnedFd, end: &End) {
-    if !end.big {
-        return;
-    }
-    let bound =
-        |_| SocketAddrUnix::new_abstract_name(momentary(end).as_bytes()).and_then(|name| bind(socket, &name));
-    match (0..ATTEMPTS).map(bound).find(|bound| *bound != Err(Errno::ADDRINUSE)) {
-        Some(Ok(())) => {}
-        failed => log::debug!("cannot name a socket: {failed:?}"),
+    let address = |name: &str| SocketAddrUnix::new_abstract_name(name.as_bytes());
+    if end.big
+        && let Err(errno) = bind_momentary(socket, end, address)
+    {
+        log::debug!("cannot name a socket: {errno}");
     }
 }
 
@@ -92,8 +106,13 @@ impl Name {
         let failed = |errno: Errno| PtpError::Make { path: path.into(), source: errno.into() };
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let handle = openat(CWD, directory_of(path), flags, Mode::empty()).map_err(failed)?;
-        let first = format!("/proc/self/fd/{}/{}", handle.as_raw_fd(), momentary(end));
-        let mut name = admit(socket, Path::new(&first), path, end)?;
+        let here = |name: &str| format!("/proc/self/fd/{}/{name}", handle.as_raw_fd());
+        // The name comes into being with the mode that the socket has, less the umask: no moment passes in which others
+        // could connect.
+        fchmod(socket, Mode::from_raw_mode(end.mode & 0o700)).map_err(failed)?;
+        let first = bind_momentary(socket, end, |name| SocketAddrUnix::new(here(name))).map_err(failed)?;
+        let first = here(&first);
+        let mut name = admit(Path::new(&first), path, end)?;
         ready().map_err(failed)?;
         match linkat(CWD, &first, CWD, path, AtFlags::empty()) {
             // The other name goes.
@@ -108,13 +127,9 @@ impl Name {
     }
 }
 
-/// Binds a socket to a name and lets in whom it should; `path` is what the user knows it by.
-fn admit(socket: &OwnedFd, name: &Path, path: &Path, end: &End) -> Result<Name, OpenError> {
+/// Lets in whom it should to a socket that has this name; `path` is what the user knows it by.
+fn admit(name: &Path, path: &Path, end: &End) -> Result<Name, OpenError> {
     let failed = |errno: Errno| PtpError::Make { path: path.into(), source: errno.into() };
-    // The name comes into being with the mode that the socket has, less the umask: no moment passes in which others
-    // could connect.
-    fchmod(socket, Mode::from_raw_mode(end.mode & 0o700)).map_err(failed)?;
-    SocketAddrUnix::new(name).and_then(|address| bind(socket, &address)).map_err(failed)?;
     let (handle, stat) = pin(CWD, name).map_err(failed)?;
     let name = Name { path: name.into(), identity: (stat.st_dev, stat.st_ino) };
     if let Some((group, gid)) = &end.group {
@@ -177,6 +192,7 @@ fn directory_of(path: &Path) -> &Path {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ptp::new_socket;
 
     #[test]
     fn framing_is_told_by_names_of_ours_alone() {
@@ -193,5 +209,24 @@ mod tests {
         ] {
             assert_eq!(framing(name.as_bytes()), expected, "{name:?}");
         }
+    }
+
+    #[test]
+    fn a_name_that_was_left_behind_is_passed_over() {
+        let home = tempfile::tempdir().expect("a directory");
+        let end = End { group: None, mode: 0o700, big: true };
+        let next = COUNTER.load(Ordering::Relaxed);
+        let left: Vec<_> = (next..next + 3)
+            .map(|number| home.path().join(format!("{MOMENTARY}{}-{number}+gso", std::process::id())))
+            .collect();
+        for name in &left {
+            std::fs::write(name, "").expect("a file");
+        }
+        let path = home.path().join("p");
+        let socket = new_socket(SocketType::DGRAM).expect("a socket");
+        let name = Name::give(&socket, &path, &end, || Ok(())).expect("a name");
+        assert!(name.is_some() && path.exists());
+        drop(name);
+        assert_eq!(std::fs::read_dir(home.path()).expect("a directory").count(), left.len());
     }
 }
