@@ -59,6 +59,10 @@ pub struct Cli {
     #[arg(long, value_name = "SPEC", action = ArgAction::Append)]
     pub nic: Vec<String>,
 
+    /// Two networks that hear each other, as `link=LOCATOR,link=LOCATOR`; commas inside values are doubled
+    #[arg(long, value_name = "SPEC", action = ArgAction::Append)]
+    pub join: Vec<String>,
+
     /// Text that the networks show for our connections
     #[arg(long, value_name = "TEXT", default_value = "vhost-user-vde")]
     pub description: String,
@@ -157,6 +161,8 @@ pub type Opener = fn(&str, &OpenOptions) -> Result<Arc<dyn Link>, OpenError>;
 pub struct Config {
     /// At least one.
     pub nics: Vec<NicConfig>,
+    /// Networks that hear each other, as VDE locators.
+    pub joins: Vec<[String; 2]>,
     /// Text that the networks show for our connections.
     pub description: String,
     /// How long queue pairs go on looking for frames after the last one.
@@ -224,8 +230,10 @@ impl TryFrom<Cli> for Config {
                 return usage(format!("{name} is given to two NICs; each needs its own"));
             }
         }
+        let joins = cli.join.iter().map(|spec| parse_join(spec)).collect::<Result<_, _>>()?;
         Ok(Self {
             nics,
+            joins,
             description: cli.description,
             poll: Duration::from_micros(cli.poll_us),
             offloads: !cli.no_offloads,
@@ -286,6 +294,16 @@ fn parse_nic(spec: &str) -> Result<NicConfig, Failure> {
         None => usage(format!("--nic {spec}: socket-path= or fd= is missing")),
         Some(_) if links.is_empty() => usage(format!("--nic {spec}: link= is missing")),
         Some(door) => Ok(NicConfig { door, protocol, links, queues }),
+    }
+}
+
+/// `link=LOCATOR,link=LOCATOR` with the same rules.
+fn parse_join(spec: &str) -> Result<[String; 2], Failure> {
+    let words = split_commas(spec);
+    let links: Vec<&str> = words.iter().filter_map(|word| word.strip_prefix("link=")).collect();
+    match links[..] {
+        [one, other] if words.len() == 2 => Ok([one.into(), other.into()]),
+        _ => usage(format!("--join {spec}: not of the form link=LOCATOR,link=LOCATOR")),
     }
 }
 
@@ -372,6 +390,16 @@ mod tests {
         let config = config(&[&nic[..], &more].concat()).unwrap();
         assert!(!config.offloads && config.keep_going);
         assert_eq!((config.capture, config.socket_owner), (Some("/c".into()), Some((5, 6))));
+    }
+
+    #[test]
+    fn joins_have_two_ends() {
+        let join = |spec| config(&["--fd", "3", "--link", "/a", "--join", spec]).map(|config| config.joins);
+        assert_eq!(join("link=hub:///h,link=").unwrap(), [["hub:///h".to_owned(), String::new()]]);
+        assert_eq!(join("link=/a,,b,link=/c").unwrap(), [["/a,b".to_owned(), "/c".to_owned()]]);
+        for spec in ["link=/a", "link=/a,link=/b,link=/c", "link=/a,link=/b,queues=1", "/a,/b"] {
+            assert!(join(spec).unwrap_err().contains(spec), "{spec}");
+        }
     }
 
     #[test]

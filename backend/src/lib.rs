@@ -7,6 +7,7 @@
 //!  front      one NIC with whoever is connected to its socket
 //!  nic        a virtio NIC: the vhost-user device in front of its workers, one per queue pair
 //!  relay      a NIC that QEMU emulates, whose frames come through a stream socket
+//!  join       two networks that hear each other
 //!  capture    the frames of a NIC in a file
 //!  links      opening links, and opening them again when a network went away
 //!  server     the control thread: accepts front ends, reads their messages, hears signals and the life line
@@ -20,6 +21,7 @@
 mod capture;
 pub mod cli;
 mod front;
+mod join;
 mod links;
 mod nic;
 mod readiness;

@@ -13,21 +13,31 @@ use rustix::fd::OwnedFd;
 use vdeplug::{Link, LinkError, OpenError, OpenErrorKind, OpenOptions};
 use virtio_net::LinkLost;
 
-use crate::cli::{NicConfig, Opener};
+use crate::capture::Capture;
+use crate::cli::Opener;
 use crate::{Failure, Status, sentence};
 
 const FIRST_DELAY: Duration = Duration::from_millis(100);
 const LAST_DELAY: Duration = Duration::from_secs(5);
 
-/// Something happened to link `link` of NIC `nic`.
+/// Something happened to link `link` of `user`.
 #[derive(Debug)]
 pub struct LinkEvent {
-    /// Number of the NIC.
-    pub nic: usize,
-    /// Number of the link in it.
+    /// Whose link it is.
+    pub user: User,
+    /// Number of the link among those of the user.
     pub link: usize,
     /// What happened.
     pub news: News,
+}
+
+/// Who uses a link.
+#[derive(Clone, Copy, Debug)]
+pub enum User {
+    /// The NIC of this number.
+    Nic(usize),
+    /// The join of this number.
+    Join(usize),
 }
 
 /// What can happen to a link.
@@ -49,16 +59,16 @@ pub struct Reporter {
 }
 
 impl Reporter {
-    fn tell(&self, nic: usize, link: usize, news: News) {
+    fn tell(&self, user: User, link: usize, news: News) {
         // The control thread lives as long as the process.
-        let _ = self.sender.send(LinkEvent { nic, link, news });
+        let _ = self.sender.send(LinkEvent { user, link, news });
         let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
     }
 
-    /// The callback of one worker of a NIC.
-    pub fn lost(&self, nic: usize) -> LinkLost {
+    /// The callback of one thread of a user.
+    pub fn lost(&self, user: User) -> LinkLost {
         let reporter = self.clone();
-        Box::new(move |link, error: &LinkError| reporter.tell(nic, link, News::Lost(sentence(error))))
+        Box::new(move |link, error: &LinkError| reporter.tell(user, link, News::Lost(sentence(error))))
     }
 }
 
@@ -76,11 +86,11 @@ impl Opened {
         Self { open, links: HashMap::new() }
     }
 
-    /// Opens all links of a NIC, or says which one cannot be opened and why. With `keep_going` one that may come up later
+    /// Opens all links of a user, or says which one cannot be opened and why. With `keep_going` one that may come up later
     /// is left out.
     pub fn open_all(
         &mut self,
-        nic: &NicConfig,
+        locators: &[String],
         options: &OpenOptions,
         keep_going: bool,
     ) -> Result<Vec<Option<Arc<dyn Link>>>, Failure> {
@@ -92,7 +102,7 @@ impl Opened {
             }
             Err(error) => Err(Failure::new(Status::Network, sentence(&error))),
         };
-        nic.links.iter().map(open).collect()
+        locators.iter().map(open).collect()
     }
 
     fn open(&mut self, locator: &str, options: &OpenOptions) -> Result<Arc<dyn Link>, OpenError> {
@@ -109,51 +119,135 @@ impl Opened {
 /// How long to wait before a lost link is opened again. A network that throws us out as often as we come is asked ever
 /// less often; one that kept us for a while is asked soon.
 #[derive(Clone, Copy, Debug)]
-pub struct Patience {
+struct Patience {
     delay: Duration,
     since: Instant,
 }
 
 impl Patience {
     /// The link has just been opened for the first time.
-    pub fn new() -> Self {
+    fn new() -> Self {
         Self { delay: FIRST_DELAY, since: Instant::now() }
     }
 
     /// The link is lost: how long to wait first.
-    pub fn lost(&mut self) -> Duration {
+    fn lost(&mut self) -> Duration {
         let kept = self.since.elapsed() > LAST_DELAY;
         self.delay = if kept { FIRST_DELAY } else { (self.delay * 2).min(LAST_DELAY) };
         self.delay
     }
 
     /// The link is open again.
-    pub fn opened(&mut self) {
+    fn opened(&mut self) {
         self.since = Instant::now();
     }
 }
 
-/// Opens a lost link again, in a thread of its own, however long it takes.
-pub fn reopen(
-    nic: usize,
-    link: usize,
-    locator: String,
-    mut delay: Duration,
-    open: Opener,
+/// The links of a user as the control thread knows them.
+#[derive(Debug)]
+pub struct Links {
+    name: String,
+    user: User,
     options: OpenOptions,
-    reporter: Reporter,
-) {
-    let work = move || {
-        loop {
-            std::thread::sleep(delay);
-            match open(&locator, &options) {
-                Ok(opened) => return reporter.tell(nic, link, News::Open(opened)),
-                Err(error) => log::debug!("nic{nic}: {}", sentence(&error)),
+    states: Vec<State>,
+    capture: Option<Arc<Capture>>,
+}
+
+#[derive(Debug)]
+struct State {
+    locator: String,
+    up: bool,
+    patience: Patience,
+}
+
+impl Links {
+    /// `name` begins the log lines of the user; `options` are those that the links are opened with.
+    pub fn new(
+        name: String,
+        user: User,
+        options: OpenOptions,
+        locators: Vec<String>,
+        capture: Option<Arc<Capture>>,
+    ) -> Self {
+        let state = |locator| State { locator, up: true, patience: Patience::new() };
+        Self { name, user, options, states: locators.into_iter().map(state).collect(), capture }
+    }
+
+    /// Plugs in what could be opened at the start; has the others opened.
+    pub fn start(
+        &mut self,
+        opened: Vec<Option<Arc<dyn Link>>>,
+        open: Opener,
+        reporter: &Reporter,
+        mut plug: impl FnMut(usize, &Arc<dyn Link>),
+    ) {
+        for (number, link) in opened.into_iter().enumerate() {
+            match link {
+                Some(link) => plug(number, &self.captured(number, link)),
+                None => self.reopen(number, open, reporter.clone()),
             }
-            delay = (delay * 2).min(LAST_DELAY);
         }
-    };
-    if let Err(error) = std::thread::Builder::new().name("reopen".into()).spawn(work) {
-        log::error!("nic{nic}: cannot start a thread to reopen link {link}: {error}");
+    }
+
+    /// The link as its user sees it.
+    fn captured(&self, number: usize, link: Arc<dyn Link>) -> Arc<dyn Link> {
+        match &self.capture {
+            Some(capture) => capture.tap(number, link),
+            None => link,
+        }
+    }
+
+    /// The user's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Takes note of news: has a lost link opened again, and one that is open again plugged in.
+    pub fn hear(
+        &mut self,
+        link: usize,
+        news: News,
+        open: Opener,
+        reporter: &Reporter,
+        plug: impl FnOnce(&Arc<dyn Link>),
+    ) {
+        let Some(State { locator, up, patience }) = self.states.get_mut(link) else { return };
+        match news {
+            // Every thread of the user may say so.
+            News::Lost(_) if !*up => {}
+            News::Lost(reason) => {
+                log::warn!("{}: link '{locator}' is down ({reason}); trying to get it back", self.name);
+                self.reopen(link, open, reporter.clone());
+            }
+            News::Open(opened) => {
+                *up = true;
+                patience.opened();
+                let locator = locator.clone();
+                plug(&self.captured(link, opened));
+                // Whoever reads this may count on it.
+                log::warn!("{}: link '{locator}' is up again", self.name);
+            }
+        }
+    }
+
+    /// Has a link that is not up opened in a thread of its own, however long it takes.
+    fn reopen(&mut self, link: usize, open: Opener, reporter: Reporter) {
+        let Some(State { locator, up, patience }) = self.states.get_mut(link) else { return };
+        *up = false;
+        let (locator, mut delay) = (locator.clone(), patience.lost());
+        let (name, user, options) = (self.name.clone(), self.user, self.options.clone());
+        let work = move || {
+            loop {
+                std::thread::sleep(delay);
+                match open(&locator, &options) {
+                    Ok(opened) => return reporter.tell(user, link, News::Open(opened)),
+                    Err(error) => log::debug!("{name}: {}", sentence(&error)),
+                }
+                delay = (delay * 2).min(LAST_DELAY);
+            }
+        };
+        if let Err(error) = std::thread::Builder::new().name("reopen".into()).spawn(work) {
+            log::error!("{}: cannot start a thread to reopen link {link}: {error}", self.name);
+        }
     }
 }

@@ -14,13 +14,14 @@ use std::sync::mpsc::{Receiver, channel};
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::event::{EventfdFlags, eventfd};
-use vdeplug::{Link, OpenOptions};
+use vdeplug::OpenOptions;
 use vhost_user::Error;
 
 use crate::capture::{self, Capture};
-use crate::cli::{Config, NicConfig, Opener, Protocol};
+use crate::cli::{Config, NicConfig, Protocol};
 use crate::front::Front;
-use crate::links::{self, LinkEvent, News, Opened, Patience, Reporter};
+use crate::join::Join;
+use crate::links::{LinkEvent, Links, Opened, Reporter, User};
 use crate::socket::{self, Entrance, OwnName};
 use crate::sys::Inherited;
 use crate::{Failure, Status, sentence};
@@ -59,52 +60,39 @@ impl Source {
     }
 }
 
-/// One NIC with its door and its links' names.
+/// One NIC with its door and its links.
 struct Served {
-    name: String,
     front: Front,
     entrance: Entrance,
     /// Removed from the file system when the server ends.
     _own_name: Option<OwnName>,
-    /// How its links are opened.
-    options: OpenOptions,
-    capture: Option<Arc<Capture>>,
-    links: Vec<LinkState>,
+    links: Links,
+}
+
+/// Two networks that hear each other.
+struct Joined {
+    join: Join,
+    links: Links,
 }
 
 impl Served {
-    /// Plugs a link in, in place of one that was there.
-    fn set_link(&mut self, number: usize, link: Arc<dyn Link>) {
-        let link = match &self.capture {
-            Some(capture) => capture.tap(number, link),
-            None => link,
-        };
-        self.front.set_link(number, &link);
-    }
-
-    /// Has a link that is not up opened, however long that takes; `nic` is our number.
-    fn reopen(&mut self, nic: usize, number: usize, open: Opener, reporter: &Reporter) {
-        let Some(link) = self.links.get_mut(number) else { return };
-        link.up = false;
-        let (locator, delay) = (link.locator.clone(), link.patience.lost());
-        links::reopen(nic, number, locator, delay, open, self.options.clone(), reporter.clone());
-    }
-
-    /// Ends the connection, and logs the counters that are not zero.
+    /// Ends the connection, and logs the counters.
     fn part(&mut self) {
         self.front.disconnect();
         let counters = self.front.counters();
-        let shown = counters.iter().filter(|(_, value)| *value > 0);
-        let shown: String = shown.map(|(name, value)| format!(" {name}={value}")).collect();
-        log::info!("{}:{shown}", self.name);
+        log_counters(self.name(), &counters);
+    }
+
+    fn name(&self) -> &str {
+        self.links.name()
     }
 }
 
-/// A link as the control thread knows it.
-struct LinkState {
-    locator: String,
-    up: bool,
-    patience: Patience,
+/// Logs the counters that are not zero.
+fn log_counters(name: &str, counters: &[(&str, u64)]) {
+    let shown = counters.iter().filter(|(_, value)| *value > 0);
+    let shown: String = shown.map(|(name, value)| format!(" {name}={value}")).collect();
+    log::info!("{name}:{shown}");
 }
 
 /// The control thread's state.
@@ -114,9 +102,10 @@ pub struct Server {
     _lifeline: Option<OwnedFd>,
     news: Receiver<LinkEvent>,
     reporter: Reporter,
-    /// All but its NICs, which are in `served`.
+    /// All but its NICs and joins, which are in `served` and `joined`.
     config: Config,
     served: Vec<Served>,
+    joined: Vec<Joined>,
 }
 
 impl Server {
@@ -136,7 +125,7 @@ impl Server {
                 .map_err(|e| Failure::new(Status::Usage, format_args!("--lifeline-fd: {e}")))?;
         }
         let (sender, news) = channel();
-        let nics = std::mem::take(&mut config.nics);
+        let (nics, joins) = (std::mem::take(&mut config.nics), std::mem::take(&mut config.joins));
         let mut server = Self {
             epoll,
             _signals: signals,
@@ -144,12 +133,16 @@ impl Server {
             news,
             reporter: Reporter { sender, wake },
             served: Vec::new(),
+            joined: Vec::new(),
             config,
         };
         let mut opened = Opened::new(server.config.open);
         let count = nics.len();
         for nic in nics {
             server.add_nic(nic, count, &mut opened, &mut inherited)?;
+        }
+        for locators in joins {
+            server.add_join(locators, &mut opened)?;
         }
         for index in 0..server.served.len() {
             server.open_door(index).map_err(system)?;
@@ -178,22 +171,33 @@ impl Server {
             Capture::create(path.clone(), &nic.links).map_err(failed)
         });
         let capture = capture.transpose()?;
-        let links = opened.open_all(&nic, &options, self.config.keep_going)?;
+        let opened = opened.open_all(&nic.links, &options, self.config.keep_going)?;
         let (entrance, own_name) = socket::open(&nic.door, self.config.socket_owner, inherited)?;
-        let front =
-            Front::new(&name, &nic, self.config.offloads, self.config.poll, || self.reporter.lost(index))
-                .map_err(|e| Failure::system("cannot start a worker", e))?;
-        let state = |locator| LinkState { locator, up: true, patience: Patience::new() };
-        let states = nic.links.into_iter().map(state).collect();
-        let mut served =
-            Served { name, front, entrance, _own_name: own_name, options, capture, links: states };
-        for (number, link) in links.into_iter().enumerate() {
-            match link {
-                Some(link) => served.set_link(number, link),
-                None => served.reopen(index, number, self.config.open, &self.reporter),
-            }
-        }
-        self.served.push(served);
+        let user = User::Nic(index);
+        let lost = || self.reporter.lost(user);
+        let mut front = Front::new(&name, &nic, self.config.offloads, self.config.poll, lost)
+            .map_err(|e| Failure::system("cannot start a worker", e))?;
+        let mut links = Links::new(name, user, options, nic.links, capture);
+        links.start(opened, self.config.open, &self.reporter, |number, link| front.set_link(number, link));
+        self.served.push(Served { front, entrance, _own_name: own_name, links });
+        Ok(())
+    }
+
+    fn add_join(&mut self, locators: [String; 2], opened: &mut Opened) -> Result<(), Failure> {
+        let index = self.joined.len();
+        let name = format!("join{index}");
+        let options = OpenOptions {
+            description: self.config.description.clone(),
+            offloads: self.config.offloads,
+            ..OpenOptions::default()
+        };
+        let opened = opened.open_all(&locators, &options, self.config.keep_going)?;
+        let user = User::Join(index);
+        let join = Join::spawn(&name, || self.reporter.lost(user))
+            .map_err(|e| Failure::system("cannot start a thread", e))?;
+        let mut links = Links::new(name, user, options, locators.into(), None);
+        links.start(opened, self.config.open, &self.reporter, |number, link| join.set_link(number, link));
+        self.joined.push(Joined { join, links });
         Ok(())
     }
 
@@ -252,28 +256,28 @@ impl Server {
     fn accept(&mut self, index: usize) {
         let Some(served) = self.served.get(index) else { return };
         if served.front.fd().is_some() {
-            log::info!("{}: another front end waits until the present one has gone", served.name);
+            log::info!("{}: another front end waits until the present one has gone", served.name());
             return;
         }
         let Entrance::Listener(listener) = &served.entrance else { return };
         match listener.accept() {
             Ok((stream, _)) => self.connect(index, stream),
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-            Err(error) => log::warn!("{}: cannot accept a front end: {error}", served.name),
+            Err(error) => log::warn!("{}: cannot accept a front end: {error}", served.name()),
         }
     }
 
     fn connect(&mut self, index: usize, stream: UnixStream) {
         let Some(served) = self.served.get_mut(index) else { return };
-        if let Err(error) = served.front.connect(&served.name, stream) {
-            log::warn!("{}: cannot serve a front end: {}", served.name, sentence(&error));
+        if let Err(error) = served.front.connect(served.links.name(), stream) {
+            log::warn!("{}: cannot serve a front end: {}", served.name(), sentence(&error));
             return;
         }
         let Some(fd) = served.front.fd() else { return };
         match epoll::add(&self.epoll, fd, Source::Connection(index).pack(), served.front.interest()) {
-            Ok(()) => log::info!("{}: front end connected", served.name),
+            Ok(()) => log::info!("{}: front end connected", served.name()),
             Err(errno) => {
-                log::warn!("{}: cannot serve a front end: {errno}", served.name);
+                log::warn!("{}: cannot serve a front end: {errno}", served.name());
                 served.front.disconnect();
             }
         }
@@ -283,8 +287,8 @@ impl Server {
         let Some(served) = self.served.get_mut(index) else { return };
         let Err(error) = served.front.on_event() else { return };
         match error {
-            Error::Closed => log::info!("{}: front end gone", served.name),
-            error => log::warn!("{}: front end disconnected: {}", served.name, sentence(&error)),
+            Error::Closed => log::info!("{}: front end gone", served.name()),
+            error => log::warn!("{}: front end disconnected: {}", served.name(), sentence(&error)),
         }
         if let Some(fd) = served.front.fd() {
             let _ = epoll::delete(&self.epoll, fd);
@@ -293,31 +297,26 @@ impl Server {
         self.accept(index);
     }
 
-    /// Parts from all front ends that are there.
+    /// Parts from all front ends that are there, and logs what the joins carried.
     fn part(&mut self) {
         self.served.iter_mut().filter(|served| served.front.fd().is_some()).for_each(Served::part);
+        for Joined { join, links } in &self.joined {
+            log_counters(links.name(), &join.counters());
+        }
     }
 
     fn read_news(&mut self) {
         let _ = rustix::io::read(&self.reporter.wake, &mut [0u8; 8]);
-        while let Ok(LinkEvent { nic, link, news }) = self.news.try_recv() {
-            let Some(served) = self.served.get_mut(nic) else { continue };
-            let Some(state) = served.links.get_mut(link) else { continue };
-            let locator = &state.locator;
-            match news {
-                // Every worker of the NIC may say so.
-                News::Lost(_) if !state.up => {}
-                News::Lost(reason) => {
-                    log::warn!("{}: link '{locator}' is down ({reason}); trying to get it back", served.name);
-                    served.reopen(nic, link, self.config.open, &self.reporter);
+        while let Ok(LinkEvent { user, link, news }) = self.news.try_recv() {
+            let (open, reporter) = (self.config.open, &self.reporter);
+            match user {
+                User::Nic(index) => {
+                    let Some(Served { front, links, .. }) = self.served.get_mut(index) else { continue };
+                    links.hear(link, news, open, reporter, |opened| front.set_link(link, opened));
                 }
-                News::Open(opened) => {
-                    state.up = true;
-                    state.patience.opened();
-                    let locator = locator.clone();
-                    served.set_link(link, opened);
-                    // Whoever reads this may count on it.
-                    log::warn!("{}: link '{locator}' is up again", served.name);
+                User::Join(index) => {
+                    let Some(Joined { join, links }) = self.joined.get_mut(index) else { continue };
+                    links.hear(link, news, open, reporter, |opened| join.set_link(link, opened));
                 }
             }
         }

@@ -82,14 +82,6 @@ pub enum Error {
         /// What is wrong with it and what to write instead.
         problem: String,
     },
-    /// A legacy segment that only a hub could serve.
-    #[error("vlan {vlan}: {problem}")]
-    Segment {
-        /// The number of the legacy segment.
-        vlan: u32,
-        /// Why it cannot be served and what to write instead.
-        problem: String,
-    },
     /// An option that holds a bad size.
     #[error("-{option} {value}: '{part}' is not a memory size; write for example 512M or 2G")]
     Size {
@@ -146,6 +138,18 @@ pub enum Error {
         version: String,
         /// The device.
         model: String,
+    },
+    /// A QEMU that lacks what VDE beside other networks needs.
+    #[error(
+        "{program} is QEMU {version}, but -net vde beside other networks, or without a NIC, needs 7.2 or newer; give the members of vlan {vlan} a vlan= and a -net nic each"
+    )]
+    TooOldForHub {
+        /// The program asked.
+        program: String,
+        /// Its version.
+        version: String,
+        /// The number of the legacy segment.
+        vlan: u32,
     },
     /// A program that does not answer `--version` as QEMU does.
     #[error("{program} --version does not name a QEMU version ({answer}); give a QEMU system emulator")]
@@ -262,10 +266,12 @@ impl Error {
             | Self::MissingValue(_)
             | Self::Net { .. }
             | Self::Vde { .. }
-            | Self::Segment { .. }
             | Self::Size { .. } => E::CommandLine,
             Self::Memory(_) | Self::Space { .. } | Self::MemoryPath { .. } => E::Memory,
-            Self::TooOld { .. } | Self::TooOldForModel { .. } | Self::NoVersion { .. } => E::QemuVersion,
+            Self::TooOld { .. }
+            | Self::TooOldForModel { .. }
+            | Self::TooOldForHub { .. }
+            | Self::NoVersion { .. } => E::QemuVersion,
             Self::NotFound { .. } => E::NotFound,
             Self::NotExecutable { .. } => E::NotExecutable,
             Self::BackEndRefused { status, .. } => return *status,

@@ -1,6 +1,6 @@
 //! The old `-net` syntax: NICs and networks that meet in numbered segments (`vlan=N`).
 //!
-//! QEMU lost `vlan=` in 3.0. Here each segment is read, and [`crate::rewrite`] says what becomes of
+//! QEMU lost `vlan=` in 3.0. Here each segment is read, and [`crate::segments`] says what becomes of
 //! it. `-net vde` is read by the old wrapper's rules, which are not quite QEMU's: a value may stand in
 //! double quotes, and superfluous commas do no harm. QEMU's doubled comma is accepted besides, unless
 //! a suboption's name follows it.
@@ -12,6 +12,8 @@ use crate::argv::Token;
 use crate::cli::octal;
 use crate::error::Error;
 use crate::locator::Link;
+use crate::machine::Machine;
+use crate::model::Model;
 use crate::props::Props;
 
 /// A `-net nic`.
@@ -38,6 +40,13 @@ pub struct Foreign {
     pub token: usize,
     /// Its type, such as `user` or `tap`.
     pub kind: String,
+}
+
+impl Foreign {
+    /// Whether it records what the others say.
+    pub fn is_dump(&self) -> bool {
+        self.kind == "dump"
+    }
 }
 
 /// One segment.
@@ -145,7 +154,15 @@ impl Nic {
         }
     }
 
-    /// Refuses a NIC of ours with a suboption that would be lost.
+    /// Its model on a machine; `default` is the one that the user chose for NICs without one.
+    pub fn model(&self, tokens: &[Token], machine: &Machine, default: Option<&str>) -> Result<Model, Error> {
+        self.check(tokens)?;
+        let word = || self.token.and_then(|at| tokens[at].text()).unwrap_or("nic").to_owned();
+        let model = Model::of(self.model.as_deref(), default, machine);
+        model.map_err(|problem| Error::Net { word: word(), problem })
+    }
+
+    /// Refuses a NIC with a suboption that would be lost.
     pub fn check(&self, tokens: &[Token]) -> Result<(), Error> {
         let Some(text) = self.token.and_then(|at| tokens[at].text()) else { return Ok(()) };
         let refuse = |problem: String| Err(Error::Net { word: text.to_owned(), problem });

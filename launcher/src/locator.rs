@@ -126,10 +126,19 @@ fn find_unquoted(text: &str, wanted: char) -> Option<usize> {
     None
 }
 
-/// Keeps the characters that structure a locator out of a group's name.
+/// Keeps the characters that structure what stands in brackets out of a group's name.
 fn escape(text: &str) -> String {
+    escape_all(text, "/[]'\"\\%")
+}
+
+/// Keeps the characters that structure a locator out of a path.
+pub fn escape_path(text: &str) -> String {
+    escape_all(text, "[]{}'\"\\%")
+}
+
+fn escape_all(text: &str, special: &str) -> String {
     text.chars().fold(String::new(), |mut out, c| {
-        if matches!(c, '/' | '[' | ']' | '\'' | '"' | '\\' | '%') {
+        if special.contains(c) {
             out.push('\\');
         }
         out.push(c);

@@ -43,6 +43,19 @@ pub struct BackEnd {
     pub settings: Settings,
     /// The NICs it serves.
     pub nics: Vec<NicPlan>,
+    /// The hubs of its own that it joins to networks.
+    pub joins: Vec<Join>,
+}
+
+/// A hub of the back end's, for a segment with several NICs, and the networks that it is joined to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Join {
+    /// The legacy segment.
+    pub vlan: u32,
+    /// Locator of the hub, which is a link of the segment's NICs.
+    pub hub: String,
+    /// Locators of the networks.
+    pub links: Vec<String>,
 }
 
 /// One NIC that the back end serves.
@@ -50,7 +63,7 @@ pub struct BackEnd {
 pub struct NicPlan {
     /// The legacy segment that it was in.
     pub vlan: Option<u32>,
-    /// The device that the guest sees, if it has a name.
+    /// What its netdev is for: the device that the guest sees, if it has a name, or a hubport.
     pub model: Option<String>,
     /// Its MAC address, if given.
     pub macaddr: Option<String>,
@@ -91,6 +104,10 @@ impl BackEnd {
                 value.push_str(",protocol=stream");
             }
             words.extend(["--nic".into(), value]);
+        }
+        for Join { hub, links, .. } in &self.joins {
+            let pair = |link| format!("link={},link={}", double(hub), double(link));
+            words.extend(links.iter().flat_map(|link| ["--join".into(), pair(link)]));
         }
         words
     }
@@ -177,7 +194,8 @@ mod tests {
         };
         let settings = Settings { poll_us: Some(50), ..Settings::default() };
         let socket_owner = Some((5, 6));
-        let back_end = BackEnd { private_dir: "/run/a,b".into(), socket_owner, settings, nics: vec![nic] };
+        let (nics, joins) = (vec![nic], Vec::new());
+        let back_end = BackEnd { private_dir: "/run/a,b".into(), socket_owner, settings, nics, joins };
         let expected = "--private-dir|/run/a,b|--description|vdeqemu|--socket-owner|5:6|--poll-us|50|--nic";
         let arguments = back_end.arguments();
         assert_eq!(arguments[..9].join("|"), expected);

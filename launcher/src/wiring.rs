@@ -127,6 +127,25 @@ impl Wiring<'_> {
         [if device.is_some() { "-device" } else { "-net" }.to_owned(), text]
     }
 
+    /// The id of a hubport.
+    pub fn hubport_id(&self, vlan: u32, number: usize) -> String {
+        format!("{}{vlan}h{number}", self.prefix)
+    }
+
+    /// A hubport of hub `vlan`; `netdev` is what stands behind it, if that is not a NIC.
+    pub fn hubport(&self, vlan: u32, number: usize, netdev: Option<&str>) -> Vec<String> {
+        let mut text = format!("hubport,id={},hubid={vlan}", self.hubport_id(vlan, number));
+        if let Some(netdev) = netdev {
+            text.push_str(&format!(",netdev={}", double(netdev)));
+        }
+        vec!["-netdev".into(), text]
+    }
+
+    /// The text of a token's value.
+    pub fn text(&self, at: usize) -> &str {
+        self.tokens[at].text().unwrap_or("")
+    }
+
     /// What is to be said of the model of a NIC that `option` makes.
     pub fn remark(&self, option: &str, nic: &Nic, model: &Model) -> Option<String> {
         let name = model.name();
