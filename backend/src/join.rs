@@ -14,19 +14,18 @@
 
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread::JoinHandle;
 use std::time::Instant;
 
 use offload::HEAD_MAX;
-use rustix::buffer::spare_capacity;
-use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::event::epoll::EventFlags;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vdeplug::link::{BIG_FRAME_MAX, FRAME_MIN};
 use vdeplug::{Link, LinkError, RxBuf, RxFrame, TxBuf, TxFrame};
-use virtio_net::{Counters, LinkLost, PATIENCE};
+use virtio_net::events::{Events, Wait};
+use virtio_net::ports::PATIENCE;
+use virtio_net::thread::{Commands, OwnerGone, Thread};
+use virtio_net::{Counters, LinkLost};
 
 /// Frames per batch, as for a NIC.
 const BATCH: usize = 32;
@@ -34,10 +33,8 @@ const BATCH: usize = 32;
 /// Room for a frame: an odd number of cache lines, or the frames of a batch would compete for a few of them.
 const ROOM: usize = BIG_FRAME_MAX.next_multiple_of(128) + 64;
 
-enum Command {
-    SetLink(usize, Arc<dyn Link>),
-    Exit,
-}
+/// Plug in a link as number 0 or 1.
+type SetLink = (usize, Arc<dyn Link>);
 
 /// Handle of the two threads. Dropping it ends them.
 #[derive(Debug)]
@@ -48,10 +45,8 @@ pub struct Join {
 /// Handle of the thread of one direction.
 #[derive(Debug)]
 struct Way {
-    commands: Sender<Command>,
-    wake: Arc<OwnedFd>,
+    thread: Thread<SetLink>,
     counters: Arc<Counters>,
-    thread: Option<JoinHandle<()>>,
 }
 
 impl Join {
@@ -62,7 +57,7 @@ impl Join {
 
     /// Plugs in link 0 or 1, in place of one that was there.
     pub fn set_link(&self, index: usize, link: &Arc<dyn Link>) {
-        self.ways.iter().for_each(|way| way.command(Command::SetLink(index, link.clone())));
+        self.ways.iter().for_each(|way| way.thread.tell((index, link.clone())));
     }
 
     /// What happened to frames so far, of both directions: each was received, and sent or lost.
@@ -76,72 +71,32 @@ impl Join {
 impl Way {
     /// Starts the thread for what comes from link `from`.
     fn spawn(name: &str, from: usize, lost: LinkLost) -> std::io::Result<Self> {
-        let (sender, commands) = channel();
-        let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let counters = Arc::new(Counters::default());
-        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
-        epoll::add(&epoll, &wake, Source::Command.pack(), EventFlags::IN)?;
-        let state = State {
-            name: name.into(),
-            from,
-            links: [None, None],
-            readable: false,
-            lossy: false,
-            epoll,
-            commands,
-            wake: wake.clone(),
-            counters: counters.clone(),
-            lost,
-            memory: vec![0; BATCH * ROOM].into(),
-        };
-        let builder = std::thread::Builder::new().name(format!("{name}.{from}")).stack_size(256 * 1024);
-        let thread = Some(builder.spawn(move || state.run())?);
-        Ok(Self { commands: sender, wake, counters, thread })
-    }
-
-    fn command(&self, command: Command) {
-        // The thread outlives this handle, so the channel is open; a full eventfd is readable already.
-        let _ = self.commands.send(command);
-        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+        let thread = Thread::spawn(&format!("{name}.{from}"), |commands| {
+            let events = Events::new()?;
+            events.add(commands.wake(), COMMANDS, EventFlags::IN)?;
+            let state = State {
+                name: name.into(),
+                from,
+                links: [None, None],
+                readable: false,
+                lossy: false,
+                events,
+                commands,
+                counters: counters.clone(),
+                lost,
+                memory: vec![0; BATCH * ROOM].into(),
+            };
+            Ok(move || state.run())
+        })?;
+        Ok(Self { thread, counters })
     }
 }
 
-impl Drop for Way {
-    fn drop(&mut self) {
-        self.command(Command::Exit);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
-/// What an epoll event is about, as its data word.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Source {
-    Command,
-    /// Frames may wait.
-    Data,
-    /// Link 0 or 1 may be gone.
-    Control(usize),
-}
-
-impl Source {
-    fn pack(self) -> EventData {
-        EventData::new_u64(match self {
-            Self::Command => 0,
-            Self::Data => 1,
-            Self::Control(index) => 2 + index as u64,
-        })
-    }
-
-    fn unpack(data: EventData) -> Self {
-        match data.u64() {
-            0 => Self::Command,
-            1 => Self::Data,
-            control => Self::Control(usize::from(control > 2)),
-        }
-    }
-}
+/// What events are about: their words. [`CONTROL`] and the number of a link: it may be gone.
+const COMMANDS: u64 = 0;
+const DATA: u64 = 1;
+const CONTROL: u64 = 2;
 
 /// State of the thread of one direction.
 struct State {
@@ -153,9 +108,8 @@ struct State {
     readable: bool,
     /// The other link was full for too long.
     lossy: bool,
-    epoll: OwnedFd,
-    commands: Receiver<Command>,
-    wake: Arc<OwnedFd>,
+    events: Events,
+    commands: Commands<SetLink>,
     counters: Arc<Counters>,
     lost: LinkLost,
     /// A batch of frames, each in a room of its own.
@@ -164,22 +118,21 @@ struct State {
 
 impl State {
     fn run(mut self) {
-        let mut events: Vec<Event> = Vec::with_capacity(4);
+        let mut events = Events::list();
         loop {
-            let limit = self.readable.then(Timespec::default);
-            match epoll::wait(&self.epoll, spare_capacity(&mut events), limit.as_ref()) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                Err(errno) => return log::error!("{}: waiting for events failed: {errno}", self.name),
+            let wait = if self.readable { Wait::Look } else { Wait::Sleep(None) };
+            if let Err(errno) = self.events.wait(&mut events, wait) {
+                return log::error!("{}: waiting for events failed: {errno}", self.name);
             }
             for event in events.drain(..) {
-                match Source::unpack(event.data) {
-                    Source::Command => {
-                        if !self.run_commands() {
+                match event.data.u64() {
+                    COMMANDS => {
+                        if self.run_commands().is_err() {
                             return;
                         }
                     }
-                    Source::Data => self.readable = true,
-                    Source::Control(index) => self.check(index),
+                    DATA => self.readable = true,
+                    control => self.check(usize::from(control > CONTROL)),
                 }
             }
             if self.readable {
@@ -188,11 +141,10 @@ impl State {
         }
     }
 
-    /// Carries out all commands. False: the owner is gone.
-    fn run_commands(&mut self) -> bool {
-        let _ = rustix::io::read(&self.wake, &mut [0u8; 8]);
-        while let Ok(command) = self.commands.try_recv() {
-            let Command::SetLink(index, link) = command else { return false };
+    /// Carries out all commands.
+    fn run_commands(&mut self) -> Result<(), OwnerGone> {
+        self.commands.awake();
+        while let Some((index, link)) = self.commands.next()? {
             self.unplug(index);
             if let Err(errno) = self.watch(index, &*link) {
                 log::warn!("{}: cannot watch link {index}: {errno}", self.name);
@@ -202,15 +154,15 @@ impl State {
             }
             self.readable |= index == self.from;
         }
-        true
+        Ok(())
     }
 
     fn watch(&self, index: usize, link: &dyn Link) -> rustix::io::Result<()> {
         if let Some(fd) = link.control_fd() {
-            epoll::add(&self.epoll, fd, Source::Control(index).pack(), EventFlags::IN)?;
+            self.events.add(fd, CONTROL + index as u64, EventFlags::IN)?;
         }
         if index == self.from {
-            epoll::add(&self.epoll, link.data_fd(), Source::Data.pack(), EventFlags::IN | EventFlags::ET)?;
+            self.events.add(link.data_fd(), DATA, EventFlags::IN | EventFlags::ET)?;
         }
         Ok(())
     }
@@ -219,8 +171,7 @@ impl State {
     fn unplug(&mut self, index: usize) {
         let Some(link) = self.links.get_mut(index).and_then(Option::take) else { return };
         for fd in link.control_fd().into_iter().chain((index == self.from).then(|| link.data_fd())) {
-            // It fails if it was never watched.
-            let _ = epoll::delete(&self.epoll, fd);
+            self.events.remove(fd);
         }
         self.readable &= index != self.from;
         self.lossy = false;
@@ -326,16 +277,4 @@ fn send(
         let _ = poll(&mut fds, Timespec::try_from(left).ok().as_ref());
     }
     Ok(false)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn source_survives_packing() {
-        for source in [Source::Command, Source::Data, Source::Control(0), Source::Control(1)] {
-            assert_eq!(Source::unpack(source.pack()), source);
-        }
-    }
 }

@@ -4,7 +4,6 @@
 //!  relay   the thread: its event loop, and the handle by which the NIC's owner commands it
 //!  tx      bytes from QEMU -> frames -> links
 //!  rx      links -> frames -> bytes for QEMU
-//!  ports   the links
 //! ```
 //!
 //! # Theory of operation
@@ -24,26 +23,23 @@
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]
 
-mod ports;
 mod rx;
 mod tx;
 
 use std::io::{ErrorKind, Read};
 use std::net::Shutdown;
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
-use std::thread::JoinHandle;
-use std::time::Duration;
+use std::sync::mpsc::SyncSender;
+use std::time::{Duration, Instant};
 
-use rustix::buffer::spare_capacity;
-use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
-use rustix::event::{EventfdFlags, Timespec, eventfd};
+use rustix::event::epoll::{Event, EventFlags};
 use vdeplug::{Link, LinkError};
+use virtio_net::events::{Events, Wait};
+use virtio_net::ports::Ports;
+use virtio_net::thread::{Commands, OwnerGone, Thread};
 use virtio_net::{Counters, LinkLost, Next, Pace};
 
-use ports::Ports;
 use rx::Outbox;
 use tx::Inbox;
 
@@ -51,29 +47,25 @@ enum Command {
     Connect(UnixStream),
     Disconnect(SyncSender<()>),
     SetLink(usize, Arc<dyn Link>),
-    Exit,
 }
 
 /// Handle of a relay's thread. Dropping it ends the thread.
 #[derive(Debug)]
 pub struct Relay {
-    commands: Sender<Command>,
-    wake: Arc<OwnedFd>,
+    thread: Thread<Command>,
     counters: Arc<Counters>,
-    thread: Option<JoinHandle<()>>,
 }
 
 impl Relay {
     /// Starts the thread. `name` is the thread's and begins its log lines; `poll`: how long it goes on looking for frames
     /// after the last one before it sleeps.
     pub fn spawn(name: &str, poll: Duration, lost: LinkLost) -> std::io::Result<Self> {
-        let (sender, commands) = channel();
-        let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let counters = Arc::new(Counters::default());
-        let state = State::new(name, lost, commands, wake.clone(), counters.clone())?;
-        let builder = std::thread::Builder::new().name(name.into()).stack_size(256 * 1024);
-        let thread = Some(builder.spawn(move || state.run(poll))?);
-        Ok(Self { commands: sender, wake, counters, thread })
+        let thread = Thread::spawn(name, |commands| {
+            let state = State::new(name, lost, commands, counters.clone())?;
+            Ok(move || state.run(poll))
+        })?;
+        Ok(Self { thread, counters })
     }
 
     /// What happened to frames so far.
@@ -83,69 +75,25 @@ impl Relay {
 
     /// Serves a connection from now on, which is non-blocking.
     pub fn connect(&self, socket: UnixStream) {
-        self.command(Command::Connect(socket));
+        self.thread.tell(Command::Connect(socket));
     }
 
     /// Passes on what the other end wrote before it went, and forgets the connection. When this returns, all of it is
     /// counted.
     pub fn disconnect(&self) {
-        let (reply, answer) = sync_channel(1);
-        self.command(Command::Disconnect(reply));
         // Without an answer the thread is gone, and with it the connection.
-        let _ = answer.recv();
+        let _ = self.thread.ask(Command::Disconnect);
     }
 
     /// Plugs a link in as number `index`, in place of one that was there.
     pub fn set_link(&self, index: usize, link: Arc<dyn Link>) {
-        self.command(Command::SetLink(index, link));
-    }
-
-    fn command(&self, command: Command) {
-        // The thread outlives this handle, so the channel is open; a full eventfd is readable already.
-        let _ = self.commands.send(command);
-        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+        self.thread.tell(Command::SetLink(index, link));
     }
 }
 
-impl Drop for Relay {
-    fn drop(&mut self) {
-        self.command(Command::Exit);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
-/// What an epoll event is about, packed into its data word: kind in the upper half, link number in the lower.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Source {
-    Command,
-    Socket,
-    Data(usize),
-    Control(usize),
-}
-
-impl Source {
-    fn pack(self) -> EventData {
-        let (kind, index) = match self {
-            Self::Command => (0, 0),
-            Self::Socket => (1, 0),
-            Self::Data(index) => (2, index),
-            Self::Control(index) => (3, index),
-        };
-        EventData::new_u64(kind << 32 | (index as u64 & 0xffff_ffff))
-    }
-
-    fn unpack(data: EventData) -> Self {
-        let index = usize::try_from(data.u64() & 0xffff_ffff).unwrap_or(usize::MAX);
-        match data.u64() >> 32 {
-            1 => Self::Socket,
-            2 => Self::Data(index),
-            3 => Self::Control(index),
-            _ => Self::Command,
-        }
-    }
-}
+/// What events are about: their words. Those of links are larger.
+const COMMANDS: u64 = 0;
+const SOCKET: u64 = 1;
 
 /// The connection to QEMU.
 struct Peer {
@@ -156,14 +104,11 @@ struct Peer {
     full: bool,
 }
 
-const EVENTS: usize = 16;
-
 struct State {
     name: String,
     lost: LinkLost,
-    commands: Receiver<Command>,
-    wake: Arc<OwnedFd>,
-    epoll: OwnedFd,
+    commands: Commands<Command>,
+    events: Events,
     counters: Arc<Counters>,
     peer: Option<Peer>,
     ports: Ports,
@@ -175,74 +120,65 @@ impl State {
     fn new(
         name: &str,
         lost: LinkLost,
-        commands: Receiver<Command>,
-        wake: Arc<OwnedFd>,
+        commands: Commands<Command>,
         counters: Arc<Counters>,
     ) -> std::io::Result<Self> {
-        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
-        epoll::add(&epoll, &wake, Source::Command.pack(), EventFlags::IN)?;
+        let events = Events::new()?;
+        events.add(commands.wake(), COMMANDS, EventFlags::IN)?;
         Ok(Self {
             name: name.into(),
             lost,
             commands,
-            wake,
-            epoll,
             counters,
             peer: None,
-            ports: Ports::default(),
+            ports: Ports::new(events.epoll().clone(), true),
+            events,
             inbox: Inbox::new(),
             outbox: Outbox::new(),
         })
     }
 
     fn run(mut self, poll: Duration) {
-        let mut events = Vec::with_capacity(EVENTS);
+        let mut events = Events::list();
         let mut pace = Pace::new(poll);
         let mut next = Next::Sleep;
         loop {
-            if next != Next::Round && !self.wait(&mut events, next == Next::Look) {
+            if next != Next::Round && self.wait(&mut events, next == Next::Look).is_err() {
                 return;
+            }
+            if self.ports.deadlines().next().is_some() {
+                self.ports.keep_time(Instant::now());
             }
             let count = self.tx_round() + self.rx_round();
             next = pace.after(count > 0);
         }
     }
 
-    /// Waits for events, or only looks for them, and notes what they say. False: the owner is gone.
-    fn wait(&mut self, events: &mut Vec<Event>, only_look: bool) -> bool {
-        let limit = if only_look { Some(Duration::ZERO) } else { self.ports.patience() };
-        let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
-        match epoll::wait(&self.epoll, spare_capacity(events), limit.as_ref()) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(errno) => {
-                log::error!("{}: waiting for events failed: {errno}", self.name);
-                return false;
-            }
+    /// Waits for events, or only looks for them, and notes what they say.
+    fn wait(&mut self, events: &mut Vec<Event>, only_look: bool) -> Result<(), OwnerGone> {
+        let wait = if only_look { Wait::Look } else { Wait::Sleep(self.ports.deadlines().min()) };
+        if let Err(errno) = self.events.wait(events, wait) {
+            log::error!("{}: waiting for events failed: {errno}", self.name);
+            return Err(OwnerGone);
         }
         for event in events.drain(..) {
-            match Source::unpack(event.data) {
-                Source::Command => {
-                    if !self.run_commands() {
-                        return false;
-                    }
-                }
-                Source::Socket => self.socket_event(event.flags),
-                Source::Data(index) => self.ports.on_data(&self.epoll, index, event.flags),
-                Source::Control(index) => {
-                    if let Err(error) = self.ports.on_control(index) {
+            match event.data.u64() {
+                COMMANDS => self.run_commands()?,
+                SOCKET => self.socket_event(event.flags),
+                _ => {
+                    if let Some((index, error)) = self.ports.on_event(&event) {
                         self.lose(index, &error);
                     }
                 }
             }
         }
-        self.ports.lose_patience(&self.epoll);
-        true
+        Ok(())
     }
 
-    /// Carries out all commands. False: the owner is gone.
-    fn run_commands(&mut self) -> bool {
-        let _ = rustix::io::read(&self.wake, &mut [0u8; 8]);
-        while let Ok(command) = self.commands.try_recv() {
+    /// Carries out all commands.
+    fn run_commands(&mut self) -> Result<(), OwnerGone> {
+        self.commands.awake();
+        while let Some(command) = self.commands.next()? {
             match command {
                 Command::Connect(socket) => self.connect(socket),
                 Command::Disconnect(reply) => {
@@ -250,19 +186,18 @@ impl State {
                     let _ = reply.send(());
                 }
                 Command::SetLink(index, link) => {
-                    if let Err(errno) = self.ports.plug(&self.epoll, index, link) {
+                    if let Err(errno) = self.ports.plug(index, link) {
                         log::warn!("{}: cannot watch link {index}: {errno}", self.name);
                     }
                 }
-                Command::Exit => return false,
             }
         }
-        true
+        Ok(())
     }
 
     fn connect(&mut self, socket: UnixStream) {
         self.disconnect();
-        match epoll::add(&self.epoll, &socket, Source::Socket.pack(), interest(false)) {
+        match self.events.add(&socket, SOCKET, interest(false)) {
             Ok(()) => self.peer = Some(Peer { socket, readable: true, full: false }),
             Err(errno) => log::warn!("{}: cannot watch the front end: {errno}", self.name),
         }
@@ -281,7 +216,7 @@ impl State {
     /// Ends the connection at once; the owner sees it.
     fn hang_up(&mut self) {
         if let Some(peer) = self.peer.take() {
-            let _ = epoll::delete(&self.epoll, &peer.socket);
+            self.events.remove(&peer.socket);
             let _ = peer.socket.shutdown(Shutdown::Both);
         }
         self.counters.tx_link_full.add(self.inbox.frames().flatten().count() as u64);
@@ -300,15 +235,14 @@ impl State {
 
     fn watch_socket(&self) {
         if let Some(peer) = &self.peer
-            && let Err(errno) =
-                epoll::modify(&self.epoll, &peer.socket, Source::Socket.pack(), interest(peer.full))
+            && let Err(errno) = self.events.modify(&peer.socket, SOCKET, interest(peer.full))
         {
             log::error!("{}: cannot watch the front end: {errno}", self.name);
         }
     }
 
     fn lose(&mut self, index: usize, error: &LinkError) {
-        self.ports.unplug(&self.epoll, index);
+        self.ports.unplug(index);
         (self.lost)(index, error);
     }
 
@@ -325,7 +259,7 @@ impl State {
                 return 0;
             }
         };
-        self.ports.sent(&self.epoll, &round);
+        self.ports.sent(&round);
         for (index, error) in &round.lost {
             self.lose(*index, error);
         }
@@ -361,7 +295,7 @@ impl State {
                 Ok(count) => {
                     moved = count;
                     if count < rx::BATCH {
-                        self.ports.drained(index);
+                        self.ports.drained(index, count);
                     }
                 }
                 Err(error) => {
@@ -386,22 +320,9 @@ impl State {
     }
 }
 
-/// What is watched on a descriptor that frames pass through.
+/// What is watched on the connection.
 fn interest(writable: bool) -> EventFlags {
     let mut flags = EventFlags::ET | EventFlags::IN;
     flags.set(EventFlags::OUT, writable);
     flags
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn source_survives_packing() {
-        for source in [Source::Command, Source::Socket, Source::Data(0), Source::Data(7), Source::Control(3)]
-        {
-            assert_eq!(Source::unpack(source.pack()), source);
-        }
-    }
 }

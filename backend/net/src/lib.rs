@@ -8,7 +8,10 @@
 //!  inlet     the receive side of one queue pair, into which any thread may deliver
 //!  place     frames -> chains
 //!  backlog   frames that wait for chains
-//!  pace      when a worker looks for events, and when it sleeps
+//!  ports     the links, and which of them can be read and written
+//!  pace      when a worker looks for events, when it sleeps, and when it leaves a source alone
+//!  events    what a thread waits for: descriptors and times
+//!  thread    a thread, and the handle by which it is commanded
 //!  features  what is offered to the guest, and what a driver's choice means for the queues
 //!  lend      guest memory as buffers that a link hands to the kernel
 //!  counters  what happened to frames
@@ -22,6 +25,7 @@
 
 mod backlog;
 pub mod counters;
+pub mod events;
 pub mod features;
 #[cfg(test)]
 mod guest;
@@ -29,9 +33,11 @@ mod inlet;
 mod lend;
 mod pace;
 mod place;
+pub mod ports;
 mod queue;
 mod rx;
 mod steer;
+pub mod thread;
 mod tx;
 pub mod worker;
 
@@ -41,4 +47,4 @@ pub use pace::{Next, Pace};
 pub use queue::Start;
 pub use steer::Inlets;
 pub use tx::{Links as TxLinks, Round as TxRound, offer};
-pub use worker::{LinkLost, PATIENCE, Side, Worker};
+pub use worker::{LinkLost, Side, Worker};

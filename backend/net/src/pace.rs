@@ -9,7 +9,7 @@
 //!
 //! A link that brings one frame after the other would wake its reader for nearly each of them: the reader is faster than a
 //! switch, and takes a core from it every time. So a link that was emptied and whose frames come close together *rests*
-//! ([`Arrivals`]): it is not looked at until a good batch may be there. What is read as a batch can be joined, enters the
+//! ([`Rest`]): it is not looked at until a good batch may be there. What is read as a batch can be joined, enters the
 //! guest with one call, and is answered with one acknowledgement. A rest is shorter than the time in which a fast sender
 //! fills a port's queue, and frames that come now and then never see one.
 
@@ -78,24 +78,39 @@ const REST_MAX: Duration = Duration::from_micros(100);
 /// The longest time between two frames that are worth a rest, on average.
 const REST_INTERVAL: Duration = Duration::from_micros(25);
 
-/// When a link brought frames last.
+/// When a source of frames is left alone.
 #[derive(Debug)]
-pub struct Arrivals {
+pub struct Rest {
+    /// When it brought frames last.
     last: Instant,
+    until: Option<Instant>,
 }
 
-impl Arrivals {
-    /// Of a link that brought none yet.
+impl Rest {
+    /// Of a source that brought nothing yet.
     pub fn new(now: Instant) -> Self {
-        Self { last: now }
+        Self { last: now, until: None }
     }
 
-    /// Until when a link rests of which so many frames were just read, and which has no more; `None`: not at all.
-    pub fn rest(&mut self, frames: usize, now: Instant) -> Option<Instant> {
-        let frames = u32::try_from(frames).ok().filter(|frames| *frames > 0)?;
-        let interval = now.saturating_duration_since(self.last) / frames;
-        self.last = now;
-        (interval <= REST_INTERVAL).then(|| now + (interval * REST_FRAMES).min(REST_MAX))
+    /// So many frames were just taken, and there are no more. Says whether the source rests now.
+    pub fn after(&mut self, frames: usize, now: Instant) -> bool {
+        self.until = None;
+        if let Some(frames) = u32::try_from(frames).ok().filter(|frames| *frames > 0) {
+            let interval = now.saturating_duration_since(self.last) / frames;
+            self.last = now;
+            self.until = (interval <= REST_INTERVAL).then(|| now + (interval * REST_FRAMES).min(REST_MAX));
+        }
+        self.until.is_some()
+    }
+
+    /// When it ends; `None`: the source does not rest.
+    pub fn until(&self) -> Option<Instant> {
+        self.until
+    }
+
+    /// Ends it when it is over.
+    pub fn keep_time(&mut self, now: Instant) {
+        self.until.take_if(|until| *until <= now);
     }
 }
 
@@ -130,17 +145,21 @@ mod tests {
     }
 
     #[test]
-    fn a_link_rests_while_its_frames_come_close_together() {
+    fn a_source_rests_while_its_frames_come_close_together() {
         let start = Instant::now();
-        let mut arrivals = Arrivals::new(start);
-        assert_eq!(arrivals.rest(0, start + 10 * US), None, "nothing came");
-        assert_eq!(arrivals.rest(1, start + 1000 * US), None, "the first after a while");
-        assert_eq!(arrivals.rest(1, start + 1026 * US), None, "26 us after it");
-        assert_eq!(arrivals.rest(1, start + 1051 * US), Some(start + 1151 * US), "25 us after it");
+        let mut rest = Rest::new(start);
+        let mut until_after = |frames, now| {
+            rest.keep_time(now);
+            rest.after(frames, now).then(|| rest.until().unwrap())
+        };
+        assert_eq!(until_after(0, start + 10 * US), None, "nothing came");
+        assert_eq!(until_after(1, start + 1000 * US), None, "the first after a while");
+        assert_eq!(until_after(1, start + 1026 * US), None, "26 us after it");
+        assert_eq!(until_after(1, start + 1051 * US), Some(start + 1151 * US), "25 us after it");
         let fast = start + 1151 * US;
-        assert_eq!(arrivals.rest(50, fast), Some(fast + 64 * US), "2 us each, so 32 take 64 us");
-        assert_eq!(arrivals.rest(0, fast + 64 * US), None, "nothing came during the rest");
+        assert_eq!(until_after(50, fast), Some(fast + 64 * US), "2 us each, so 32 take 64 us");
+        assert_eq!(until_after(0, fast + 64 * US), None, "nothing came during the rest");
         // Time goes backwards on some machines.
-        assert_eq!(arrivals.rest(1, start), Some(start));
+        assert_eq!(until_after(1, start), Some(start));
     }
 }

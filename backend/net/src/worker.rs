@@ -6,43 +6,37 @@
 //! only then does it ask the driver for kicks again, looks once more, and sleeps. While it works, nobody needs to wake it,
 //! so nobody is asked to.
 //!
-//! Kicks and the data descriptors of links are registered edge-triggered, so that a descriptor that stays readable (a
-//! guest without buffers, a peer that hung up, an odd kick descriptor) wakes the thread once and not for ever. What an edge
-//! said is kept in `readable` and `blocked` until work takes it back. A link's writability is only watched while it is full.
-//! One that stays full for a second does not stop the guest any longer: what it does not take is lost until it takes
-//! frames again.
+//! Kicks are registered edge-triggered, so that a descriptor that stays readable (a guest without buffers, an odd
+//! descriptor) wakes the thread once and not for ever. The links are module `ports`.
 //!
-//! A link whose frames come close together rests now and then (module `pace`). Meanwhile its readability is not watched, and
-//! if there is nothing else to do, a timer ends the thread's sleep with the rest.
+//! A TX ring whose frames come close together rests now and then, as links do (module `pace`): kicks stay off meanwhile, and
+//! if there is nothing else to do, a timer ends the thread's sleep.
 //!
 //! The receive queue is not the thread's own: others deliver into it as well ([`Inlet`]). The thread takes its kicks
 //! and gives it what waited for them.
 //!
-//! The owner's commands come through a channel and an eventfd. [`Worker::stop`] waits for the answer: when it returns,
+//! The owner's commands are carried out between rounds. [`Worker::stop`] waits for the answer: when it returns,
 //! nobody touches the ring any more. Links are shared by all workers of a NIC; only the first receives from them.
 //!
 //! A dead link is reported through the `lost` callback and forgotten; the owner brings a new one with
 //! [`Worker::set_link`].
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
-use std::thread::JoinHandle;
+use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 
-use rustix::buffer::spare_capacity;
-use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
-use rustix::event::{EventfdFlags, Timespec, eventfd};
-use rustix::time::{
-    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime,
-};
+use rustix::event::epoll::{Event, EventFlags};
 use vdeplug::{Link, LinkError};
 
 use crate::counters::Counters;
+use crate::events::{Events, Wait};
 use crate::inlet::Inlet;
-use crate::pace::{Arrivals, Next, Pace};
+use crate::pace::{Next, Pace, Rest};
+use crate::ports::Ports;
 use crate::queue::{Queue, Start};
 use crate::steer::Inlets;
+use crate::thread::{Commands, OwnerGone, Thread};
 use crate::{rx, tx};
 
 /// The two queues of a pair, by the way their frames go.
@@ -63,16 +57,11 @@ enum Command {
     SetCall(Side, Option<OwnedFd>, SyncSender<()>),
     Enable(Side, bool, SyncSender<()>),
     SetLink(usize, Arc<dyn Link>),
-    Exit,
 }
 
 /// Handle of a worker thread. Dropping it ends the thread.
 #[derive(Debug)]
-pub struct Worker {
-    commands: Sender<Command>,
-    wake: Arc<OwnedFd>,
-    thread: Option<JoinHandle<()>>,
-}
+pub struct Worker(Thread<Command>);
 
 impl Worker {
     /// Starts the thread of queue pair `pair`, whose frames for the guest go into `inlets`. The first pair's thread also
@@ -85,153 +74,67 @@ impl Worker {
         poll: Duration,
         lost: LinkLost,
     ) -> std::io::Result<Self> {
-        let (sender, commands) = channel();
-        let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
-        let state = State::new(name, pair, inlets, lost, commands, wake.clone())?;
-        let builder = std::thread::Builder::new().name(name.into()).stack_size(256 * 1024);
-        let thread = Some(builder.spawn(move || state.run(poll))?);
-        Ok(Self { commands: sender, wake, thread })
+        let thread = Thread::spawn(name, |commands| {
+            let state = State::new(name, pair, inlets, lost, commands)?;
+            Ok(move || state.run(poll))
+        })?;
+        Ok(Self(thread))
     }
 
     /// Runs a ring; it runs when this returns.
     pub fn start(&self, side: Side, start: Start) {
-        self.ask(|reply| Command::Start(side, Box::new(start), reply));
+        self.0.ask(|reply| Command::Start(side, Box::new(start), reply));
     }
 
     /// Stops a ring and returns its next available index; 0 if it did not run.
     pub fn stop(&self, side: Side) -> u16 {
-        self.ask(|reply| Command::Stop(side, reply)).unwrap_or(0)
+        self.0.ask(|reply| Command::Stop(side, reply)).unwrap_or(0)
     }
 
     /// Replaces the call descriptor of a running ring. The one before is closed when this returns: whoever sends descriptor
     /// after descriptor to a busy worker must not have them pile up.
     pub fn set_call(&self, side: Side, call: Option<OwnedFd>) {
-        self.ask(|reply| Command::SetCall(side, call, reply));
+        self.0.ask(|reply| Command::SetCall(side, call, reply));
     }
 
     /// Enables or disables a running ring. Who was told that it is enabled may count on getting what is sent from then on.
     pub fn enable(&self, side: Side, enabled: bool) {
-        self.ask(|reply| Command::Enable(side, enabled, reply));
+        self.0.ask(|reply| Command::Enable(side, enabled, reply));
     }
 
     /// Plugs a link in as number `index`, in place of one that was there.
     pub fn set_link(&self, index: usize, link: Arc<dyn Link>) {
-        self.command(Command::SetLink(index, link));
-    }
-
-    /// Gives a command and waits until it was carried out. `None`: the thread is gone.
-    fn ask<T>(&self, command: impl FnOnce(SyncSender<T>) -> Command) -> Option<T> {
-        let (reply, answer) = sync_channel(1);
-        self.command(command(reply));
-        answer.recv().ok()
-    }
-
-    fn command(&self, command: Command) {
-        // The thread outlives this handle, so the channel is open; a full eventfd is readable already.
-        let _ = self.commands.send(command);
-        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+        self.0.tell(Command::SetLink(index, link));
     }
 }
 
-impl Drop for Worker {
-    fn drop(&mut self) {
-        self.command(Command::Exit);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+/// What events are about: their words. Those of links are larger.
+const COMMANDS: u64 = 0;
+const KICK_RX: u64 = 1;
+const KICK_TX: u64 = 2;
+
+fn kick_word(side: Side) -> u64 {
+    match side {
+        Side::Rx => KICK_RX,
+        Side::Tx => KICK_TX,
     }
-}
-
-/// What an epoll event is about, packed into its data word: kind in the upper half, link number in the lower.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Source {
-    Command,
-    Kick(Side),
-    Data(usize),
-    Control(usize),
-    Alarm,
-}
-
-impl Source {
-    fn pack(self) -> EventData {
-        let (kind, index) = match self {
-            Self::Command => (0, 0),
-            Self::Kick(Side::Rx) => (1, 0),
-            Self::Kick(Side::Tx) => (2, 0),
-            Self::Data(index) => (3, index),
-            Self::Control(index) => (4, index),
-            Self::Alarm => (5, 0),
-        };
-        EventData::new_u64(kind << 32 | (index as u64 & 0xffff_ffff))
-    }
-
-    fn unpack(data: EventData) -> Self {
-        let index = usize::try_from(data.u64() & 0xffff_ffff).unwrap_or(usize::MAX);
-        match data.u64() >> 32 {
-            1 => Self::Kick(Side::Rx),
-            2 => Self::Kick(Side::Tx),
-            3 => Self::Data(index),
-            4 => Self::Control(index),
-            5 => Self::Alarm,
-            _ => Self::Command,
-        }
-    }
-}
-
-/// A link as this worker sees it.
-struct Port {
-    link: Arc<dyn Link>,
-    /// An edge said that frames may wait, and not all were taken yet.
-    readable: bool,
-    /// Edges for frames are asked for; not while it rests.
-    watched: bool,
-    /// It is not read until then.
-    rests_until: Option<Instant>,
-    arrivals: Arrivals,
-}
-
-const EVENTS: usize = 16;
-
-/// How long a full link may stop the queue. A switch that is well reads within milliseconds; one that hangs would hang the
-/// guest's network with it, and a sender in the guest for good.
-pub const PATIENCE: Duration = Duration::from_secs(1);
-
-/// The only link is full.
-#[derive(Clone, Copy)]
-struct Blocked {
-    index: usize,
-    /// When its time is up.
-    until: Instant,
 }
 
 struct State {
     name: String,
-    receives: bool,
     lost: LinkLost,
-    commands: Receiver<Command>,
-    wake: Arc<OwnedFd>,
-    epoll: OwnedFd,
-    /// Ends a sleep when a link has rested.
-    alarm: OwnedFd,
+    commands: Commands<Command>,
+    events: Events,
     inlets: Arc<Inlets>,
     /// The pair's own among them.
     pair: usize,
     counters: Arc<Counters>,
     tx: Option<Queue>,
-    /// What the guest sends is not looked at until then, and it is not asked for kicks.
-    tx_rests_until: Option<Instant>,
-    tx_arrivals: Arrivals,
-    ports: Vec<Option<Port>>,
-    /// Which link is read first in the next round.
-    turn: usize,
-    /// The only link is full; its becoming writable ends it.
-    blocked: Option<Blocked>,
-    /// It was for too long, and loses what it does not take until it takes something.
-    lossy: bool,
+    /// Of what the guest sends. Meanwhile it is not asked for kicks.
+    tx_rest: Rest,
+    ports: Ports,
     tx_scratch: tx::Scratch,
     reader: rx::Reader,
-    /// Links that are up, for `tx::round`; kept in step with `ports`.
-    up: Vec<(usize, Arc<dyn Link>)>,
 }
 
 impl State {
@@ -240,47 +143,32 @@ impl State {
         pair: usize,
         inlets: Arc<Inlets>,
         lost: LinkLost,
-        commands: Receiver<Command>,
-        wake: Arc<OwnedFd>,
+        commands: Commands<Command>,
     ) -> std::io::Result<Self> {
-        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
-        epoll::add(&epoll, &wake, Source::Command.pack(), EventFlags::IN)?;
-        let alarm =
-            timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
-        epoll::add(&epoll, &alarm, Source::Alarm.pack(), EventFlags::IN | EventFlags::ET)?;
+        let events = Events::new()?;
+        events.add(commands.wake(), COMMANDS, EventFlags::IN)?;
         Ok(Self {
             name: name.into(),
-            receives: pair == 0,
             lost,
             commands,
-            wake,
-            epoll,
-            alarm,
             counters: inlets.get(pair).map(|inlet| inlet.counters().clone()).unwrap_or_default(),
             inlets,
             pair,
             tx: None,
-            tx_rests_until: None,
-            tx_arrivals: Arrivals::new(Instant::now()),
-            ports: Vec::new(),
-            turn: 0,
-            blocked: None,
-            lossy: false,
+            tx_rest: Rest::new(Instant::now()),
+            ports: Ports::new(events.epoll().clone(), pair == 0),
+            events,
             tx_scratch: tx::Scratch::default(),
             reader: rx::Reader::default(),
-            up: Vec::new(),
         })
     }
 
     fn run(mut self, poll: Duration) {
-        let mut events = Vec::with_capacity(EVENTS);
+        let mut events = Events::list();
         let mut pace = Pace::new(poll);
         let mut next = Next::Sleep;
         loop {
-            if next == Next::Sleep {
-                self.set_alarm();
-            }
-            if next != Next::Round && !self.wait(&mut events, next == Next::Look) {
+            if next != Next::Round && self.wait(&mut events, next == Next::Look).is_err() {
                 return;
             }
             self.keep_time();
@@ -293,79 +181,49 @@ impl State {
         }
     }
 
-    /// Waits for events, or only looks for them, and notes what they say. False: the owner is gone.
-    fn wait(&mut self, events: &mut Vec<Event>, only_look: bool) -> bool {
-        let limit = only_look.then(Timespec::default);
-        match epoll::wait(&self.epoll, spare_capacity(events), limit.as_ref()) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(errno) => {
-                log::error!("{}: waiting for events failed: {errno}", self.name);
-                return false;
-            }
+    /// Waits for events, or only looks for them, and notes what they say.
+    fn wait(&mut self, events: &mut Vec<Event>, only_look: bool) -> Result<(), OwnerGone> {
+        let wait = if only_look { Wait::Look } else { Wait::Sleep(self.deadlines().min()) };
+        if let Err(errno) = self.events.wait(events, wait) {
+            log::error!("{}: waiting for events failed: {errno}", self.name);
+            return Err(OwnerGone);
         }
         for event in events.drain(..) {
-            match Source::unpack(event.data) {
-                Source::Command => {
-                    if !self.run_commands() {
-                        return false;
-                    }
-                }
-                Source::Kick(Side::Rx) => {
+            match event.data.u64() {
+                COMMANDS => self.run_commands()?,
+                KICK_RX => {
                     if let Some(inlet) = self.inlet() {
                         inlet.kicked();
                     }
                 }
-                Source::Kick(Side::Tx) => {
+                KICK_TX => {
                     if let Some(queue) = &mut self.tx {
                         queue.clear_kick();
                         queue.ring.disable_kicks();
                     }
                 }
-                Source::Data(index) => self.data_event(index, event.flags),
-                Source::Control(index) => self.control_event(index),
-                Source::Alarm => {}
+                _ => {
+                    if let Some((index, error)) = self.ports.on_event(&event) {
+                        self.lose(index, &error);
+                    }
+                }
             }
         }
-        true
+        Ok(())
     }
 
     /// Everything that is to happen at some time.
     fn deadlines(&self) -> impl Iterator<Item = Instant> {
-        let rests = self.ports.iter().flatten().filter_map(|port| port.rests_until);
-        rests.chain(self.tx_rests_until).chain(self.blocked.map(|blocked| blocked.until))
+        self.ports.deadlines().chain(self.tx_rest.until())
     }
 
     /// Does what is due.
     fn keep_time(&mut self) {
-        if self.deadlines().next().is_none() {
-            return;
+        if self.deadlines().next().is_some() {
+            let now = Instant::now();
+            self.ports.keep_time(now);
+            self.tx_rest.keep_time(now);
         }
-        let now = Instant::now();
-        for port in self.ports.iter_mut().flatten() {
-            port.rests_until.take_if(|until| *until <= now);
-        }
-        self.tx_rests_until.take_if(|until| *until <= now);
-        // Goes on without the only link if it was full for too long.
-        if let Some(blocked) = self.blocked.take_if(|blocked| blocked.until <= now) {
-            self.watch(blocked.index);
-            self.lossy = true;
-        }
-    }
-
-    /// Lets a sleep end with the first deadline.
-    fn set_alarm(&self) {
-        let Some(end) = self.deadlines().min() else { return };
-        // At least a little: a time of zero would mean never.
-        let left = end.saturating_duration_since(Instant::now()).max(Duration::from_nanos(1));
-        let time = |duration| Timespec::try_from(duration).unwrap_or_default();
-        let once = Itimerspec { it_interval: time(Duration::ZERO), it_value: time(left) };
-        if let Err(errno) = timerfd_settime(&self.alarm, TimerfdTimerFlags::empty(), &once) {
-            log::error!("{}: cannot set the timer: {errno}", self.name);
-        }
-    }
-
-    fn is_blocked_by(&self, index: usize) -> bool {
-        self.blocked.is_some_and(|blocked| blocked.index == index)
     }
 
     /// The receive side of the pair.
@@ -373,30 +231,10 @@ impl State {
         self.inlets.get(self.pair)
     }
 
-    fn data_event(&mut self, index: usize, flags: EventFlags) {
-        if flags.intersects(EventFlags::OUT | EventFlags::ERR | EventFlags::HUP) && self.is_blocked_by(index)
-        {
-            self.blocked = None;
-            self.watch(index);
-        }
-        if let Some(Some(port)) = self.ports.get_mut(index) {
-            port.readable |=
-                self.receives && flags.intersects(EventFlags::IN | EventFlags::ERR | EventFlags::HUP);
-        }
-    }
-
-    fn control_event(&mut self, index: usize) {
-        if let Some(Some(port)) = self.ports.get(index)
-            && let Err(error) = port.link.check_control()
-        {
-            self.lose(index, &error);
-        }
-    }
-
-    /// Carries out all commands. False: the owner is gone.
-    fn run_commands(&mut self) -> bool {
-        let _ = rustix::io::read(&self.wake, &mut [0u8; 8]);
-        while let Ok(command) = self.commands.try_recv() {
+    /// Carries out all commands.
+    fn run_commands(&mut self) -> Result<(), OwnerGone> {
+        self.commands.awake();
+        while let Some(command) = self.commands.next()? {
             match command {
                 Command::Start(side, start, reply) => {
                     self.start(side, *start);
@@ -417,11 +255,14 @@ impl State {
                     self.change(side, |queue| queue.enabled = enabled);
                     let _ = reply.send(());
                 }
-                Command::SetLink(index, link) => self.set_link(index, link),
-                Command::Exit => return false,
+                Command::SetLink(index, link) => {
+                    if let Err(errno) = self.ports.plug(index, link) {
+                        log::warn!("{}: cannot watch link {index}: {errno}", self.name);
+                    }
+                }
             }
         }
-        true
+        Ok(())
     }
 
     fn change(&mut self, side: Side, change: impl FnOnce(&mut Queue)) {
@@ -439,7 +280,9 @@ impl State {
     fn start(&mut self, side: Side, start: Start) {
         self.stop(side);
         let mut queue = Queue::new(start);
-        self.add(&queue.kick, Source::Kick(side), EventFlags::IN | EventFlags::ET);
+        if let Err(errno) = self.events.add(&queue.kick, kick_word(side), EventFlags::IN | EventFlags::ET) {
+            log::warn!("{}: cannot watch the kicks of {side:?}: {errno}", self.name);
+        }
         match (side, self.inlet()) {
             (Side::Rx, Some(inlet)) => inlet.start(queue),
             (Side::Rx, None) => {}
@@ -456,104 +299,25 @@ impl State {
             Side::Tx => self.tx.take(),
         };
         queue.map_or(0, |queue| {
-            let _ = epoll::delete(&self.epoll, &queue.kick);
+            self.events.remove(&queue.kick);
             queue.ring.next_avail()
         })
     }
 
-    fn set_link(&mut self, index: usize, link: Arc<dyn Link>) {
-        self.unplug(index);
-        while self.ports.len() <= index {
-            self.ports.push(None);
-        }
-        if let Some(fd) = link.control_fd().filter(|_| self.receives) {
-            self.add(fd, Source::Control(index), EventFlags::IN);
-        }
-        let port = Port {
-            link,
-            readable: self.receives,
-            watched: self.receives,
-            rests_until: None,
-            arrivals: Arrivals::new(Instant::now()),
-        };
-        self.add(port.link.data_fd(), Source::Data(index), self.interest(&port, index));
-        if let Some(slot) = self.ports.get_mut(index) {
-            *slot = Some(port);
-        }
-        self.list_links();
-    }
-
-    /// What is to be watched on a link's data descriptor.
-    fn interest(&self, port: &Port, index: usize) -> EventFlags {
-        let mut flags = EventFlags::ET;
-        flags.set(EventFlags::IN, port.watched);
-        flags.set(EventFlags::OUT, self.is_blocked_by(index));
-        flags
-    }
-
-    /// Watches that. What is there already counts as an edge.
-    fn watch(&self, index: usize) {
-        if let Some(Some(port)) = self.ports.get(index) {
-            let data = Source::Data(index).pack();
-            let interest = self.interest(port, index);
-            if let Err(errno) = epoll::modify(&self.epoll, port.link.data_fd(), data, interest) {
-                log::error!("{}: cannot watch link {index}: {errno}", self.name);
-            }
-        }
-    }
-
-    fn add(&self, fd: impl AsFd, source: Source, flags: EventFlags) {
-        let fd: BorrowedFd<'_> = fd.as_fd();
-        if let Err(errno) = epoll::add(&self.epoll, fd, source.pack(), flags) {
-            log::warn!("{}: cannot watch {source:?}: {errno}", self.name);
-        }
-    }
-
-    fn unplug(&mut self, index: usize) {
-        if let Some(port) = self.ports.get_mut(index).and_then(Option::take) {
-            let _ = epoll::delete(&self.epoll, port.link.data_fd());
-            if let Some(fd) = port.link.control_fd().filter(|_| self.receives) {
-                let _ = epoll::delete(&self.epoll, fd);
-            }
-        }
-        if self.is_blocked_by(index) {
-            self.blocked = None;
-        }
-        self.list_links();
-    }
-
-    fn list_links(&mut self) {
-        self.up.clear();
-        let up = self.ports.iter().enumerate().filter_map(|(i, p)| Some((i, p.as_ref()?.link.clone())));
-        self.up.extend(up);
-        self.lossy = false;
-        // Only the only link may stop the queue.
-        if self.up.len() > 1
-            && let Some(blocked) = self.blocked.take()
-        {
-            self.watch(blocked.index);
-        }
-    }
-
     fn lose(&mut self, index: usize, error: &LinkError) {
-        self.unplug(index);
+        self.ports.unplug(index);
         (self.lost)(index, error);
     }
 
     /// One batch out of the guest; returns the number of chains used up.
     fn tx_round(&mut self) -> usize {
-        let may_send = self.blocked.is_none() && self.tx_rests_until.is_none();
-        let Some(queue) = self.tx.as_mut().filter(|_| may_send) else { return 0 };
-        let links = tx::Links { up: &self.up, lossy: self.lossy };
+        let Some(links) = self.ports.links().filter(|_| self.tx_rest.until().is_none()) else { return 0 };
+        let Some(queue) = &mut self.tx else { return 0 };
         let sender = tx::Sender { inlets: &self.inlets, pair: self.pair };
         let round = tx::round(queue, &sender, &links, &mut self.tx_scratch, &self.counters, &self.name);
-        self.lossy &= !round.carried;
-        if let Some(index) = round.blocked {
-            self.blocked = Some(Blocked { index, until: Instant::now() + PATIENCE });
-            self.watch(index);
-        }
+        self.ports.sent(&round);
         if round.used > 0 && round.used < tx::BATCH {
-            self.tx_rests_until = self.tx_arrivals.rest(round.used, Instant::now());
+            self.tx_rest.after(round.used, Instant::now());
         }
         for (index, error) in &round.lost {
             self.lose(*index, error);
@@ -561,37 +325,22 @@ impl State {
         round.used
     }
 
-    /// One batch towards the guest from each link that has something; returns how much was moved.
+    /// One batch towards the guest; returns 0 if no link may have had frames, or they cannot be placed.
     fn rx_round(&mut self) -> usize {
-        let mut moved = 0;
-        let count = self.ports.len();
-        for step in 0..count {
-            let index = (self.turn + step) % count;
-            let Some(Some(port)) = self.ports.get_mut(index) else { continue };
-            if !port.readable || port.rests_until.is_some() {
-                continue;
-            }
-            if !self.inlets.are_ready(&self.wake) {
-                break;
-            }
-            match self.reader.round(&*port.link, &self.inlets, &self.counters) {
-                Ok(round) => {
-                    moved += round.moved;
-                    if round.drained {
-                        port.rests_until = port.arrivals.rest(round.moved, Instant::now());
-                        let rests = port.rests_until.is_some();
-                        port.readable = rests;
-                        if port.watched == rests {
-                            port.watched = !rests;
-                            self.watch(index);
-                        }
-                    }
-                }
-                Err(error) => self.lose(index, &error),
-            }
+        let Some((index, link)) = self.ports.next_readable() else { return 0 };
+        if !self.inlets.are_ready(self.commands.wake()) {
+            return 0;
         }
-        self.turn = self.turn.wrapping_add(1) % count.max(1);
-        moved
+        match self.reader.round(&*link, &self.inlets, &self.counters) {
+            Ok(round) => {
+                if round.drained {
+                    self.ports.drained(index, round.moved);
+                }
+            }
+            Err(error) => self.lose(index, &error),
+        }
+        // This one may have had nothing, and another one has.
+        1
     }
 
     /// Asks the driver for kicks before a sleep. True: do not sleep, work slipped in.
@@ -599,8 +348,8 @@ impl State {
         if let Some(inlet) = self.inlet() {
             inlet.rest();
         }
-        if self.blocked.is_none()
-            && self.tx_rests_until.is_none()
+        if !self.ports.is_blocked()
+            && self.tx_rest.until().is_none()
             && let Some(queue) = &mut self.tx
             && queue.ring.enable_kicks()
         {
@@ -608,26 +357,5 @@ impl State {
             return true;
         }
         false
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn source_survives_packing() {
-        let all = [
-            Source::Command,
-            Source::Kick(Side::Rx),
-            Source::Kick(Side::Tx),
-            Source::Data(0),
-            Source::Data(7),
-            Source::Control(3),
-            Source::Alarm,
-        ];
-        for source in all {
-            assert_eq!(Source::unpack(source.pack()), source);
-        }
     }
 }

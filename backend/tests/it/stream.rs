@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use virtio_net::PATIENCE;
+use virtio_net::ports::PATIENCE;
 
 use crate::driver::Driver;
 use crate::offload::{self, TCPV4, TX, assert_segments, pattern};
