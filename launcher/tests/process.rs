@@ -8,7 +8,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 
-use rig::{Rig, finish, finish_child, gone, private_dir, processes_with, spawn, stderr, stdout, until};
+use rig::{
+    Rig, finish, finish_child, gone, private_dir, processes_with, spawn, stderr, stdout, until, wait_for,
+};
 
 const NIC: [&str; 2] = ["-net", "nic,model=virtio"];
 
@@ -18,7 +20,7 @@ fn vde(sock: &str) -> [String; 2] {
 }
 
 #[test]
-fn exec_keeps_pid_argv0_and_status() {
+fn c_51_exec_keeps_pid_argv0_and_status() {
     let rig = Rig::new();
     let mut command = rig.vdeq();
     command.args(["bash", "-c", "echo $$; tr '\\0' '\\n' </proc/$$/cmdline; exit 42"]);
@@ -73,7 +75,7 @@ fn exec_with_a_nic_keeps_pid_and_passes_the_words() {
 }
 
 #[test]
-fn exec_sets_sigpipe_back_and_leaves_other_dispositions() {
+fn c_55_exec_sets_sigpipe_back_and_leaves_other_dispositions() {
     let rig = Rig::new();
     let vdeq = env!("CARGO_BIN_EXE_vdeq");
     let field = |text: &str, name: &str| {
@@ -91,13 +93,8 @@ fn exec_sets_sigpipe_back_and_leaves_other_dispositions() {
     assert_eq!(field(&stdout(&nohup), "SigIgn:") & (1 << 12), 0, "SIGPIPE is ignored");
 }
 
-/// Shell words that wait until a file is there, but not for ever: whoever would make it may be killed.
-fn wait_for(file: &str) -> String {
-    format!("n=0; while [ ! -e {file} ] && [ $n -lt 600 ]; do sleep 0.05; n=$((n + 1)); done")
-}
-
 #[test]
-fn exec_passes_the_callers_descriptors_and_the_lifeline() {
+fn q_20_exec_passes_the_callers_descriptors_and_the_lifeline() {
     let mut rig = Rig::new();
     let switch = rig.switch();
     let mut command = Command::new("sh");
@@ -147,9 +144,9 @@ fn exec_passes_the_callers_descriptors_and_the_lifeline() {
 }
 
 #[test]
-fn a_program_that_ends_at_once_never_hangs() {
+fn c_52_a_program_that_ends_at_once_never_hangs() {
     let mut rig = Rig::new();
-    for _ in 0..200 {
+    for _ in 0..1000 {
         assert!(finish(rig.vdeq().args(["true", "-m", "64"])).status.success());
     }
     let switch = rig.switch();
@@ -195,7 +192,7 @@ fn refused(rig: &Rig, command: &mut Command, status: i32, words: &[&str]) {
 }
 
 #[test]
-fn refusals_name_the_word_and_start_nothing() {
+fn c_49_refusals_name_the_word_and_start_nothing() {
     let rig = Rig::new();
     let line = |args: &[&str]| {
         let mut command = rig.vdeq();
@@ -322,7 +319,7 @@ fn generic_names_find_the_machines_emulator() {
 }
 
 #[test]
-fn help_and_version_go_where_they_should() {
+fn c_46_help_and_version_go_where_they_should() {
     let rig = Rig::new();
     for args in [&[][..], &["-h"], &["--help"], &["qemu-system-x86_64", "-h"]] {
         let output = finish(rig.vdeq().args(args));

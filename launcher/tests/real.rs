@@ -2,14 +2,11 @@
 
 mod rig;
 
-use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 
-use rig::{
-    Daemon, LIMIT, Rig, finish, finish_child, gone, private_dir, processes_with, spawn, stderr, stdout, until,
-};
+use rig::{LIMIT, Rig, finish_child, gone, spawn, stderr, stdout, until};
 
 /// vdeq without the fake QEMU in its way.
 fn vdeq(rig: &Rig) -> Command {
@@ -93,7 +90,7 @@ fn main_loop_runs(mut qmp: UnixStream) -> bool {
 }
 
 #[test]
-fn pid_pidfile_port_and_status_are_qemus() {
+fn c_48_q_16_pid_pidfile_port_and_status_are_qemus() {
     let mut rig = Rig::new();
     let switch = rig.switch();
     let pidfile = rig.text("pid");
@@ -113,39 +110,13 @@ fn pid_pidfile_port_and_status_are_qemus() {
     until("QEMU answers", || UnixStream::connect(rig.path("qmp")).is_ok_and(main_loop_runs));
     assert_eq!(rig.read("pid").trim(), pid.to_string());
 
-    let ports = finish(
-        Command::new("socat").args(["-t1", "-", &format!("UNIX-CONNECT:{}", rig.text("mgmt"))]).stdin({
-            let question = rig.path("question");
-            fs::write(&question, "port/print 7\n").expect("write");
-            fs::File::open(question).expect("open")
-        }),
-    );
-    assert!(stdout(&ports).contains("vdeqemu user="), "{}", stdout(&ports));
+    let ports = rig.ports("sw");
+    assert!(ports.contains("Port 0007") && ports.contains("vdeqemu user="), "{ports}");
 
     let target = rustix::process::Pid::from_raw(i32::try_from(pid).expect("a PID")).expect("not 0");
     rustix::process::kill_process(target, rustix::process::Signal::TERM).expect("kill");
     let output = finish_child(child);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    gone(pid);
-}
-
-#[test]
-fn daemonize_returns_and_the_back_end_follows_the_daemon() {
-    let mut rig = Rig::new();
-    let switch = rig.switch();
-    let pidfile = rig.text("pid");
-    let mut command = vdeq(&rig);
-    command.args(["-m", "64", "-daemonize", "-pidfile", &pidfile, "-net", "nic,model=virtio", "-net"]);
-    let child = spawn(command.arg(format!("vde,sock={switch}")));
-    let pid = child.id();
-    // Reads both pipes to their ends: nobody in the background may hold them.
-    let output = finish_child(child);
-    assert!(output.status.success(), "{}", stderr(&output));
-    let daemon_pid: i32 = rig.read("pid").trim().parse().expect("a PID");
-    let daemon = Daemon::new(daemon_pid);
-    assert_ne!(u32::try_from(daemon_pid).ok(), Some(pid));
-    assert_eq!(processes_with(&private_dir(pid)).len(), 1, "the back end serves the daemon within {LIMIT:?}");
-    daemon.kill().expect("kill");
     gone(pid);
 }
 

@@ -51,7 +51,7 @@ fn nothing_but_ctl(switch: &Switch) {
 }
 
 #[test]
-fn port_that_the_switch_does_not_have() {
+fn q_14_port_that_the_switch_does_not_have() {
     let (switch, scratch) = (Switch::start_with(&["-n", "4"]).unwrap(), tempfile::tempdir().unwrap());
     let vde = format!("vde,sock={},port=99", switch.path().display());
     let mut vdeq_command = Command::new(places::own_program("vdeq").unwrap());
@@ -61,7 +61,7 @@ fn port_that_the_switch_does_not_have() {
 }
 
 #[test]
-fn switch_that_never_answers() {
+fn q_14_switch_that_never_answers() {
     let (switch, scratch) = (Switch::start().unwrap(), tempfile::tempdir().unwrap());
     let pid = Pid::from_raw(i32::try_from(switch.pid()).unwrap()).unwrap();
     kill_process(pid, Signal::STOP).unwrap();
@@ -73,7 +73,7 @@ fn switch_that_never_answers() {
 }
 
 #[test]
-fn switch_that_belongs_to_somebody_else() {
+fn q_14_switch_that_belongs_to_somebody_else() {
     let (switch, scratch) = (Switch::start().unwrap(), tempfile::tempdir().unwrap());
     // Where another user can run them, and write.
     for name in ["vdeq", "vhost-user-vde"] {

@@ -9,7 +9,7 @@ use qmp::Client;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use vde_tests::process::{Owned, wait_until};
-use vde_tests::{Guest, Machine, Port, Qemu, Switch, places};
+use vde_tests::{Guest, Machine, Port, Qemu, Station, Switch, places};
 
 const LIMIT: Duration = Duration::from_secs(30);
 /// Enough that a descriptor, port or file lost now and then adds up. Their firmware drives the NIC; `tests/pair.rs` and others
@@ -80,7 +80,7 @@ fn wait_frame(switch: &Switch, machine: &Owned) -> Result<()> {
 }
 
 #[test]
-fn poweroff_and_signals_are_qemus_own() {
+fn q_16_q_17_poweroff_and_signals_are_qemus_own() {
     let switch = Switch::start().unwrap();
     let machine = Machine::new().through_vdeq().unwrap().vdeq_nic(&switch.path(), "52:54:00:00:00:01");
     let guest = Guest::start("life-poweroff", &machine).unwrap();
@@ -115,7 +115,7 @@ impl Drop for Daemon {
 }
 
 #[test]
-fn daemonized_machine_keeps_its_network_until_it_ends() {
+fn q_18_daemonized_machine_keeps_its_network_until_it_ends() {
     let switch = Switch::start().unwrap();
     let folder = tempfile::tempdir().unwrap();
     let pidfile = folder.path().join("pid");
@@ -125,9 +125,55 @@ fn daemonized_machine_keeps_its_network_until_it_ends() {
     let daemon = Daemon(pidfile);
     assert!(child.wait().unwrap().success(), "vdeq returns 0 when QEMU has detached itself");
     let parts = back_end(started).unwrap();
-    switch.wait_ports("the daemon's port", LIMIT, |ports| ports.len() == 1).unwrap();
+    let sends = |ports: &[Port]| ports.iter().any(|port| port.received.0 > 0);
+    switch.wait_ports("the daemon's frames", LIMIT, sends).unwrap();
     drop(daemon);
     gone(&switch, &parts).unwrap();
+}
+
+#[test]
+fn c_56_firmware_asks_the_network_for_an_address() {
+    let switch = Switch::start().unwrap();
+    let station = Station::start_at(&switch.path(), 1, false).unwrap();
+    station.wait_plugged(&switch).unwrap();
+    let _machine = Owned::new(vdeq(&switch, &["-monitor", "none"]).unwrap().spawn().unwrap(), "QEMU");
+    // From port 68 to port 67 of everybody, by UDP over IPv4.
+    let asks = |frame: &[u8]| {
+        frame.starts_with(&[0xff; 6])
+            && frame.get(12..14) == Some(&[0x08, 0x00])
+            && frame.get(23) == Some(&17)
+            && frame.get(34..38) == Some(&[0, 68, 0, 67])
+            && frame.len() > 300
+    };
+    station.wait_frame("DHCP", LIMIT, asks).unwrap();
+}
+
+#[test]
+fn c_57_two_segments_are_two_networks() {
+    let (near, far) = (Switch::start().unwrap(), Switch::start().unwrap());
+    let stations = [(&near, 1), (&far, 2)].map(|(switch, number)| {
+        let station = Station::start(switch, number).unwrap();
+        station.wait_plugged(switch).unwrap();
+        station
+    });
+    let machine = Machine::new()
+        .through_vdeq()
+        .unwrap()
+        .vdeq_nic(&near.path(), "52:54:00:00:00:01")
+        .vdeq_nic(&far.path(), "52:54:00:00:00:02")
+        .address(0, "10.0.0.11/24")
+        .address(1, "10.0.0.12/24");
+    let mut guest = Guest::start("life-segments", &machine).unwrap();
+    for (own, other) in [(0, 1), (1, 0)] {
+        let ping = |host: usize| format!("ping -c 2 -W 5 -I eth{own} 10.0.0.{}", host + 1);
+        guest.run_ok(&ping(own), LIMIT).unwrap();
+        assert_ne!(guest.run(&ping(other).replace("-W 5", "-W 1"), LIMIT).unwrap().status, 0);
+    }
+    for (number, station) in (1..).zip(&stations) {
+        let senders: Vec<u8> = station.take_frames().iter().map(|frame| frame[11]).collect();
+        assert!(senders.contains(&number) && !senders.contains(&(3 - number)), "{senders:?}");
+    }
+    assert!(guest.power_off(LIMIT).unwrap().success());
 }
 
 #[test]

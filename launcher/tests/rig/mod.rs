@@ -8,6 +8,7 @@
 #![allow(dead_code)]
 
 use std::fs;
+use std::io::{Read, Write};
 use std::ops::{Deref, DerefMut};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
@@ -33,13 +34,13 @@ eval \"${FQ_DO:-:}\"
 
 pub struct Rig {
     pub scratch: tempfile::TempDir,
-    switch: Option<Child>,
+    switches: Vec<Switch>,
 }
 
 impl Rig {
     /// A rig with the fake QEMU as `qemu-system-x86_64`, first on PATH.
     pub fn new() -> Self {
-        let rig = Self { scratch: tempfile::tempdir().expect("scratch"), switch: None };
+        let rig = Self { scratch: tempfile::tempdir().expect("scratch"), switches: Vec::new() };
         rig.script("qemu-system-x86_64", FAKE_QEMU);
         rig
     }
@@ -66,18 +67,40 @@ impl Rig {
 
     /// Starts a switch; gives the locator.
     pub fn switch(&mut self) -> String {
-        let socket = self.text("sw");
+        self.switch_at("sw")
+    }
+
+    /// Starts a switch in this directory.
+    pub fn switch_at(&mut self, name: &str) -> String {
+        let socket = self.text(name);
+        let management = self.path(&format!("{name}.mgmt"));
         let mut command = Command::new("vde_switch");
-        command.args(["-s", &socket, "-M", &self.text("mgmt")]);
+        command.args(["-s", &socket, "-M"]).arg(&management);
         let child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
+            .stderr(Stdio::null())
             .spawn()
             .expect("vde_switch: apt-get install vde-switch");
-        self.switch = Some(child);
-        // The socket's name is there before anybody listens.
-        until("the switch listens", || UnixStream::connect(self.path("sw/ctl")).is_ok());
+        let running = Running(Some(child));
+        let mut stream = None;
+        // Made last.
+        until("the switch listens", || {
+            stream = UnixStream::connect(&management).ok();
+            stream.is_some()
+        });
+        let mut management = stream.expect("a connection");
+        management.set_read_timeout(Some(LIMIT)).expect("time limit");
+        read_past(&mut management, "vde$ ");
+        self.switches.push(Switch { name: name.to_owned(), management, _running: running });
         socket
+    }
+
+    /// What the switch in this directory says of its ports.
+    pub fn ports(&mut self, name: &str) -> String {
+        let switch = self.switches.iter_mut().find(|switch| switch.name == name).expect("a switch");
+        switch.management.write_all(b"port/print\n").expect("write");
+        read_past(&mut switch.management, "\nvde$ ")
     }
 
     /// vdeq with the rig's directory first on PATH and the real back end.
@@ -96,13 +119,27 @@ impl Rig {
     }
 }
 
-impl Drop for Rig {
-    fn drop(&mut self) {
-        if let Some(mut switch) = self.switch.take() {
-            switch.kill().ok();
-            switch.wait().ok();
-        }
+/// The name of a switch's management socket.
+fn management(switch: &str) -> String {
+    format!("{switch}.mgmt")
+}
+
+/// A switch, and the one management connection to it: Debian's loses track of a port that is being opened at the moment at
+/// which another one ends.
+struct Switch {
+    name: String,
+    management: UnixStream,
+    _running: Running,
+}
+
+fn read_past(stream: &mut UnixStream, end: &str) -> String {
+    let mut text = Vec::new();
+    let mut byte = [0];
+    while !text.ends_with(end.as_bytes()) {
+        stream.read_exact(&mut byte).expect("an answer of the switch");
+        text.extend(byte);
     }
+    String::from_utf8_lossy(&text).into_owned()
 }
 
 /// The built back end.
@@ -235,4 +272,9 @@ pub fn private_dir(pid: u32) -> String {
 pub fn gone(pid: u32) {
     let dir = private_dir(pid);
     until("the back end has left", || processes_with(&dir).is_empty() && !Path::new(&dir).exists());
+}
+
+/// Shell words that wait until a file is there, but not for ever: whoever would make it may be killed.
+pub fn wait_for(file: &str) -> String {
+    format!("n=0; while [ ! -e {file} ] && [ $n -lt 600 ]; do sleep 0.05; n=$((n + 1)); done")
 }
