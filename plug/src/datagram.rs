@@ -112,17 +112,19 @@ pub(crate) fn send(
     let segments = |taken: usize| frames.get(taken).map_or(0, |frame| frame.segments);
     done.segments = segments(0);
     while let Some(rest) = frames.get(done.taken..).filter(|rest| !rest.is_empty()) {
-        let good = |frame: &&TxFrame<'_>| is_frame(frame, max_frame);
-        let bad_count = rest.iter().take_while(|frame| !good(frame)).count();
-        if bad_count > 0 {
-            done.taken += bad_count;
-            done.dropped += bad_count;
+        // Up to the next bad one, which is rare, or to the size of a batch.
+        let bad = |frame: &TxFrame<'_>| !is_frame(frame, max_frame);
+        let run = rest.iter().take(sys::BATCH).position(bad).unwrap_or(rest.len().min(sys::BATCH));
+        let run = rest.get(..run).unwrap_or_default();
+        if run.is_empty() {
+            done.taken += 1;
+            done.dropped += 1;
             done.segments = segments(done.taken);
             continue;
         }
-        match send_run(fd, framing, max_frame, rest, done.segments) {
+        match send_run(fd, framing, max_frame, run, done.segments) {
             Ok((Reached { frames: count, segments: part }, all)) => {
-                meter.sent(count, rest.iter().take(count).map(TxFrame::len).sum(), 0);
+                meter.sent(count, run.iter().take(count).map(TxFrame::len).sum(), 0);
                 done.taken += count;
                 done.segments = if part > 0 { part } else { segments(done.taken) };
                 // The next one did not go: the socket is full, or that frame is at fault, which the next call tells. A look
@@ -150,8 +152,8 @@ pub(crate) fn send(
     Ok(done)
 }
 
-/// Sends from a run of good frames, up to the next bad one, which is rare, or to the size of a batch, what goes by one
-/// call; says how far it came, and whether all that it offered went. `segments` of the first one went before.
+/// Sends of good frames, no more than a batch, what goes by one call; says how far it came, and whether all that it
+/// offered went. `segments` of the first one went before.
 fn send_run(
     fd: BorrowedFd<'_>,
     framing: Framing,
@@ -160,18 +162,17 @@ fn send_run(
     segments: usize,
 ) -> Result<(Reached, bool), Failure> {
     let starts_complete = frames.first().is_some_and(|frame| frame.header.is_done());
-    let run = frames.iter().take_while(|frame| is_frame(frame, max_frame)).take(sys::BATCH);
     match framing {
-        Framing::Plain if run.clone().all(|frame| frame.header.is_done()) => {
-            let sent = sys::send_batch(fd, run.clone().map(|frame| frame.bufs))?;
-            Ok((whole(sent), sent == run.count()))
+        Framing::Plain if frames.iter().all(|frame| frame.header.is_done()) => {
+            let sent = sys::send_batch(fd, frames.iter().map(|frame| frame.bufs))?;
+            Ok((whole(sent), sent == frames.len()))
         }
-        Framing::Plain => soft::send(fd, framing.prefix(), run, segments, max_frame),
-        Framing::Header | Framing::Packet => match send_with_headers(fd, framing, run.clone()) {
-            Ok(sent) => Ok((whole(sent), sent == run.count())),
+        Framing::Plain => soft::send(fd, framing.prefix(), frames.iter(), segments, max_frame),
+        Framing::Header | Framing::Packet => match send_with_headers(fd, framing, frames.iter()) {
+            Ok(sent) => Ok((whole(sent), sent == frames.len())),
             // A header that this kernel does not know (UDP before Linux 6.2) or does not like: its work is done here.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) && !starts_complete => {
-                soft::send(fd, framing.prefix(), run.take(1), segments, max_frame)
+                soft::send(fd, framing.prefix(), frames.iter().take(1), segments, max_frame)
             }
             Err(error) => Err(framing.failure(error)),
         },

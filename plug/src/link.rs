@@ -44,7 +44,9 @@ pub struct RxBuf<'a>(libc::iovec, PhantomData<&'a mut [u8]>);
 // SAFETY: the address is used by the kernel alone, which any thread may ask; a `TxBuf` is no more tied to a
 // thread than the slice it stands for.
 unsafe impl Send for TxBuf<'_> {}
-// SAFETY: as above, for a mutable slice.
+// SAFETY: as above; who shares a `TxBuf` can only copy it.
+unsafe impl Sync for TxBuf<'_> {}
+// SAFETY: as for a `TxBuf`, for a mutable slice.
 unsafe impl Send for RxBuf<'_> {}
 
 impl<'a> TxBuf<'a> {

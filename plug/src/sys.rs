@@ -136,10 +136,10 @@ pub(crate) fn recv_batch<'a>(
         if let Some(sender) = senders.next() {
             sender.len = header.msg_hdr.msg_namelen;
         }
-        let used: usize = room.iter().take(PIECES_MAX).map(|piece| piece.len()).sum();
-        // In pieces that were not used there is no room.
-        if room.len() > PIECES_MAX && *len > used {
-            *len = usize::MAX;
+        if room.len() > PIECES_MAX {
+            let used: usize = room.iter().take(PIECES_MAX).map(|piece| piece.len()).sum();
+            // In pieces that were not used there is no room.
+            *len = if *len > used { usize::MAX } else { *len };
         }
     }
     Ok(got)

@@ -66,6 +66,12 @@ impl Queue {
         })
     }
 
+    /// Gives the first `count` chains of the window back, as ones to which nothing was written.
+    pub fn give_back(&mut self, count: usize) {
+        self.ring.complete_front(count);
+        self.publish(count);
+    }
+
     /// Shows the driver what was completed, the first `count` chains of the window, and tells it if it wants to be told.
     pub fn publish(&mut self, count: usize) {
         if self.ring.publish(count) && self.ring.wants_call() {

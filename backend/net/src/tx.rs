@@ -1,10 +1,11 @@
 //! One batch out of the guest.
 //!
 //! # Theory of operation
-//! Up to [`BATCH`] chains are taken, their headers copied and checked against what was negotiated and against their
-//! frames, and each frame becomes a list of pieces of guest memory, lent as it lies there. Then each link gets the whole
+//! Up to [`BATCH`] chains are taken. Their headers are copied and checked against what was negotiated and against their
+//! frames, and what follows them is lent as it lies there, in the ring's own list of pieces. Then each link gets the whole
 //! batch in one call (what the headers ask for and the network cannot do, the link does), and all chains are published
-//! together.
+//! together. A chain that is dropped ends the batch, unless it is at its front: frames and chains are counted alike, and
+//! drivers do not make any.
 //!
 //! With a single link, a link that is full stops the queue: what it did not take goes back to the ring, in order, and the
 //! guest waits. With several, a full link must not stop the others, so it loses the frames; so does a single one that was
@@ -15,10 +16,12 @@ use std::sync::Arc;
 use offload::HEAD_MAX;
 use offload::header::NEEDS_CSUM;
 use vdeplug::link::{BIG_FRAME_MAX, FRAME_MIN};
-use vdeplug::{Header, Link, LinkError, Sent, TxBuf, TxFrame};
+use vdeplug::{Header, Link, LinkError, Sent, TxFrame};
+use vring::Headed;
 use vring::buf::read_chain;
 
 use crate::counters::{Counter, Counters};
+use crate::features::Accepted;
 use crate::lend;
 use crate::queue::Queue;
 use crate::steer::Inlets;
@@ -30,7 +33,7 @@ pub const BATCH: usize = 32;
 /// Buffers of the TX side that are kept from batch to batch.
 #[derive(Default)]
 pub struct Scratch {
-    pieces: Vec<TxBuf<'static>>,
+    frames: Vec<TxFrame<'static>>,
 }
 
 /// Where the frames go.
@@ -60,14 +63,6 @@ pub struct Round {
     pub lost: Vec<(usize, LinkError)>,
 }
 
-/// A frame to be sent: which chain, and what its header asks for.
-#[derive(Clone, Copy)]
-struct Frame {
-    chain: usize,
-    header: Header,
-    len: usize,
-}
-
 /// Sends one batch.
 pub fn round(
     queue: &mut Queue,
@@ -78,109 +73,106 @@ pub fn round(
     name: &str,
 ) -> Round {
     let mut round = Round::default();
-    let available = queue.fill(BATCH, counters, name);
-    let mut frames = [Frame { chain: 0, header: Header::NONE, len: 0 }; BATCH];
-    let mut dropped = [None; BATCH];
-    let mut count = 0;
-    for (chain, drop) in (0..available).zip(&mut dropped) {
-        match check(queue, chain, counters) {
-            Err(counter) => *drop = Some(counter),
-            Ok(frame) => {
-                if let Some(slot) = frames.get_mut(count) {
-                    *slot = frame;
-                    count += 1;
-                }
+    // Also of a ring that broke just now, which may have chains in its window.
+    if queue.fill(BATCH, counters, name) == 0 {
+        queue.segments_sent = 0;
+        return round;
+    }
+    let mut frames = lend::recycle(std::mem::take(&mut scratch.frames));
+    let Queue { ring, accepted, enabled, segments_sent, .. } = queue;
+    let (mut dropped, mut ended_by) = (0, None);
+    for chain in ring.split_heads(accepted.header_len) {
+        match check(chain, accepted, *enabled, counters) {
+            Ok(frame) => frames.push(frame),
+            Err(counter) if frames.is_empty() => {
+                counter.add(1);
+                dropped += 1;
+            }
+            Err(counter) => {
+                ended_by = Some(counter);
+                break;
             }
         }
     }
-    let frames = frames.get(..count).unwrap_or_default();
-    let sent = send(queue, frames, sender, links, scratch, counters, &mut round);
-    // Chains up to the first frame that was not taken are used up, those of dropped frames among them.
-    round.used = frames.get(sent.taken).map_or(available, |f| f.chain);
-    for (chain, drop) in (0..round.used).zip(dropped) {
-        queue.ring.complete(chain, 0);
-        drop.inspect(|counter| counter.add(1));
+    if let Some(first) = frames.first_mut().filter(|_| dropped == 0) {
+        // Only the very frame that a link took a part of goes on where it stopped.
+        first.segments = *segments_sent;
     }
-    queue.publish(round.used);
-    queue.ring.rewind();
-    // What was not taken is at the front of the ring the next time.
+    let count = frames.len();
+    let sent = send(&frames, sender, links, counters, &mut round);
+    scratch.frames = lend::recycle(frames);
+    round.used = dropped + sent.taken;
+    if let Some(counter) = ended_by.filter(|_| sent.taken == count) {
+        counter.add(1);
+        round.used += 1;
+    }
+    queue.give_back(round.used);
+    if sent.taken < count {
+        // At the front of the ring the next time.
+        queue.ring.rewind();
+    }
     queue.segments_sent = sent.segments;
     round
 }
 
 /// Checks a chain's header and length; the error is the counter of why it is dropped.
-fn check<'c>(queue: &Queue, chain: usize, counters: &'c Counters) -> Result<Frame, &'c Counter> {
-    if !queue.enabled {
+#[inline]
+fn check<'r, 'c>(
+    chain: Option<Headed<'r, { Header::LEN }>>,
+    accepted: &Accepted,
+    enabled: bool,
+    counters: &'c Counters,
+) -> Result<TxFrame<'r>, &'c Counter> {
+    if !enabled {
         return Err(&counters.tx_disabled);
     }
-    let accepted = queue.accepted;
-    let len = queue.ring.chain_len(chain).checked_sub(accepted.header_len).ok_or(&counters.tx_bad_header)?;
+    let Headed { head, bufs, len } = chain.ok_or(&counters.tx_bad_header)?;
     if len < FRAME_MIN {
         return Err(&counters.tx_runt);
     }
-    let bufs = queue.ring.bufs(chain);
-    let mut bytes = [0; Header::LEN];
-    read_chain(bufs, 0, bytes.get_mut(..accepted.header_len).unwrap_or_default());
-    let mut header = Header::decode(&bytes);
     // A chain may claim gigabytes. What of less is too long for a link, that link knows.
     if len > BIG_FRAME_MAX {
         return Err(&counters.tx_too_long);
     }
+    let mut header = Header::decode(&head);
     // Flags that have no meaning here are to be ignored (virtio 1.2 § 5.1.6.2.2).
     header.flags &= NEEDS_CSUM;
+    let frame = TxFrame::new(lend::tx(bufs));
     if header.is_done() {
-        return Ok(Frame { chain, header: Header::NONE, len });
+        return Ok(frame);
     }
     if !accepted.tx.allow(&header) {
         return Err(&counters.tx_bad_header);
     }
     let mut head = [0; HEAD_MAX];
-    let got = read_chain(bufs, accepted.header_len, &mut head);
+    let got = read_chain(bufs, 0, &mut head);
     let header = offload::check(&header, head.get(..got).unwrap_or_default(), len);
-    header.map(|header| Frame { chain, header, len }).map_err(|_| &counters.tx_bad_header)
+    header.map(|header| TxFrame { header, ..frame }).map_err(|_| &counters.tx_bad_header)
 }
 
-/// Makes the frames' lists of pieces, sends them, and returns how many, from the front, are done with.
+/// Sends frames, and returns how many, from the front, are done with.
 fn send(
-    queue: &Queue,
-    frames: &[Frame],
+    batch: &[TxFrame<'_>],
     sender: &Sender<'_>,
     links: &Links<'_>,
-    scratch: &mut Scratch,
     counters: &Counters,
     round: &mut Round,
 ) -> Sent {
-    let all = Sent { taken: frames.len(), ..Sent::default() };
-    if frames.is_empty() {
+    let all = Sent { taken: batch.len(), ..Sent::default() };
+    if batch.is_empty() {
         return all;
     }
     if links.up.is_empty() {
-        counters.tx_no_link.add(frames.len() as u64);
+        counters.tx_no_link.add(batch.len() as u64);
         return all;
     }
-    let mut pieces = lend::recycle(std::mem::take(&mut scratch.pieces));
-    let mut ends = [0; BATCH];
-    for (frame, end) in frames.iter().zip(&mut ends) {
-        lend::tx(queue.ring.bufs(frame.chain), queue.accepted.header_len, &mut pieces);
-        *end = pieces.len();
-    }
-    let mut batch = [TxFrame::new(&[]); BATCH];
-    let mut start = 0;
-    for ((slot, frame), end) in batch.iter_mut().zip(frames).zip(ends) {
-        // Only the very frame that a link took a part of goes on where it stopped.
-        let segments = if frame.chain == 0 { queue.segments_sent } else { 0 };
-        *slot = TxFrame { bufs: pieces.get(start..end).unwrap_or_default(), header: frame.header, segments };
-        start = end;
-    }
-    let batch = batch.get(..frames.len()).unwrap_or_default();
     sender.inlets.sent(sender.pair, batch);
     let (sent, passed) = offer(batch, links, counters, round);
     if round.lost.len() == links.up.len() {
         counters.tx_no_link.add(batch.len() as u64);
     }
     counters.tx_frames.add(passed as u64);
-    counters.tx_bytes.add(frames.iter().take(passed).map(|f| f.len as u64).sum());
-    scratch.pieces = lend::recycle(pieces);
+    counters.tx_bytes.add(batch.iter().take(passed).map(|frame| frame.len() as u64).sum());
     sent
 }
 

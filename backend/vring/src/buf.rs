@@ -37,6 +37,23 @@ impl GuestBuf {
         self.len
     }
 
+    /// A copy of the first bytes; `None` if there are not so many.
+    #[inline]
+    pub(crate) fn first_chunk<const N: usize>(&self) -> Option<[u8; N]> {
+        // SAFETY: `N` bytes lie in the piece by the check (B), and any bytes at any address are such an array. The compiler
+        // must not read them again, hence volatile.
+        (self.len >= N).then(|| unsafe { self.base.cast::<[u8; N]>().read_volatile() })
+    }
+
+    /// Leaves out the first `count` bytes, or all if there are fewer.
+    #[inline]
+    pub(crate) fn skip(&mut self, count: usize) {
+        // What is left is a part of the piece (B).
+        let count = count.min(self.len);
+        self.base = self.base.wrapping_add(count);
+        self.len -= count;
+    }
+
     /// Copies bytes from `offset` on into `to`; returns how many there were.
     pub fn read_at(&self, offset: usize, to: &mut [u8]) -> usize {
         let count = self.len.saturating_sub(offset).min(to.len());

@@ -7,6 +7,7 @@
 //! ```text
 //!  mem    regions of guest RAM, guest address -> host pointer
 //!  buf    one piece of a descriptor chain: copied from and to, or lent to the kernel, never a reference
+//!  headed a chain split behind its header
 //!  log    which pages were written to, while the guest is migrated
 //!  raw    the parts of either ring as accessors of one field each
 //!  window chains that were taken and not given back yet, as pieces of memory
@@ -25,6 +26,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]
 
 pub mod buf;
+mod headed;
 pub mod log;
 pub mod mem;
 mod packed;
@@ -34,6 +36,7 @@ mod split;
 mod window;
 
 pub use buf::GuestBuf;
+pub use headed::Headed;
 pub use log::{DirtyLog, LogError};
 pub use mem::{Memory, MemoryError, RegionSpec};
 pub use ring::{Broken, Direction, Layout, Ring, RingError};

@@ -116,9 +116,26 @@ impl Memory {
         Ok(self)
     }
 
-    /// Appends the pieces that hold `len` bytes at guest address `addr`: one, or several where regions adjoin.
-    /// `hint` remembers the region that was hit last. False: some of it is not guest memory; `out` is then as before.
+    /// Appends the pieces that hold `len` bytes, of which there are some, at guest address `addr`: one, or several where
+    /// regions adjoin. `hint` remembers the region that was hit last. False: some of it is not guest memory; `out` is
+    /// then as before.
+    #[inline]
     pub(crate) fn pieces(&self, addr: u64, len: u32, hint: &mut usize, out: &mut Vec<GuestBuf>) -> bool {
+        // Nearly always it is all in the region of the time before.
+        if let Some(region) = self.regions.get(*hint) {
+            let offset = addr.wrapping_sub(region.guest);
+            if offset < region.len && region.len - offset >= u64::from(len) {
+                // SAFETY: `len` bytes from there lie in the region, mapped while this memory lives (M).
+                out.push(unsafe { GuestBuf::new(region.at(offset), len as usize) });
+                return true;
+            }
+        }
+        self.pieces_of_many(addr, len, hint, out)
+    }
+
+    /// [`Memory::pieces`], wherever they lie.
+    #[cold]
+    fn pieces_of_many(&self, addr: u64, len: u32, hint: &mut usize, out: &mut Vec<GuestBuf>) -> bool {
         let before = out.len();
         let (mut addr, mut left) = (addr, u64::from(len));
         while left > 0 {

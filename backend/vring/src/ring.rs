@@ -23,6 +23,7 @@
 use std::sync::Arc;
 
 use crate::buf::GuestBuf;
+use crate::headed::Headed;
 use crate::log::DirtyLog;
 use crate::mem::Memory;
 use crate::packed::Packed;
@@ -177,6 +178,27 @@ impl Ring {
     #[inline]
     pub fn chain_len(&self, index: usize) -> usize {
         self.window.chain_len(index)
+    }
+
+    /// The window's chains in their order, each with a copy of its first `N` bytes and split behind its first `split` ones;
+    /// `None` for a chain that has fewer than these. What was split off is no longer part of the window: to be called once
+    /// for a chain that is then completed, or taken anew after a rewind.
+    #[inline]
+    pub fn split_heads<const N: usize>(
+        &mut self,
+        split: usize,
+    ) -> impl Iterator<Item = Option<Headed<'_, N>>> {
+        self.window.split_heads(split)
+    }
+
+    /// Completes the window's first `count` chains, as ones of which nothing was written.
+    #[inline]
+    pub fn complete_front(&mut self, count: usize) {
+        let chains = self.window.front(count).iter();
+        match &mut self.kind {
+            Kind::Split(split) => chains.for_each(|chain| split.complete(chain, 0)),
+            Kind::Packed(packed) => chains.for_each(|chain| packed.complete(chain, 0)),
+        }
     }
 
     /// Writes the used entry of the window's `index`-th chain, of which the first `written` bytes were written. The

@@ -10,6 +10,7 @@
 use std::sync::Arc;
 
 use crate::buf::GuestBuf;
+use crate::headed::Headed;
 use crate::log::DirtyLog;
 use crate::mem::Memory;
 use crate::raw::{DESC_SIZE, Desc, DescTable};
@@ -145,6 +146,29 @@ impl Window {
         // The chain before ends where this one starts, also if it has left.
         let before = (self.first + index).checked_sub(1).and_then(|before| self.chains.get(before));
         self.bufs.get(before.map_or(0, |c| c.end)..chain.end).unwrap_or_default()
+    }
+
+    /// The first `count` chains.
+    #[inline]
+    pub fn front(&self, count: usize) -> &[Chain] {
+        let chains = self.chains.get(self.first..).unwrap_or_default();
+        chains.get(..count).unwrap_or(chains)
+    }
+
+    /// The chains in their order, each split behind its first `split` bytes ([`Ring::split_heads`](crate::Ring::split_heads)).
+    #[inline]
+    pub fn split_heads<const N: usize>(
+        &mut self,
+        split: usize,
+    ) -> impl Iterator<Item = Option<Headed<'_, N>>> {
+        let before = self.first.checked_sub(1).and_then(|before| self.chains.get(before));
+        let mut start = before.map_or(0, |chain| chain.end);
+        let mut bufs = self.bufs.get_mut(start..).unwrap_or_default();
+        self.chains.get(self.first..).unwrap_or_default().iter().map(move |chain| {
+            let (mine, others) = std::mem::take(&mut bufs).split_at_mut_checked(chain.end - start)?;
+            (bufs, start) = (others, chain.end);
+            Headed::new(mine, chain.len as usize, split)
+        })
     }
 
     /// Removes the first `count` chains.

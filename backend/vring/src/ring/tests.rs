@@ -121,6 +121,34 @@ fn new_rejects_bad_layouts() {
 }
 
 #[test]
+fn split_heads_lasts_until_the_rewind() {
+    let mut driver = Driver::new();
+    let mut ring = driver.ring(Direction::Tx, false);
+    driver.write(DATA, b"hello world");
+    for head in 0..3 {
+        driver.desc(DESC, head, DATA, [11, 3, 0][usize::from(head)], 0, 0);
+        driver.offer(head);
+    }
+    let heads = |ring: &mut Ring| -> Vec<_> {
+        let split = ring.split_heads::<2>(4);
+        split.map(|chain| chain.map(|chain| (chain.head, chain.len, chain.bufs.len()))).collect()
+    };
+    assert_eq!(ring.fill(4), Ok(3));
+    assert_eq!(heads(&mut ring), [Some(([b'h', b'e'], 7, 1)), None, None]);
+    assert_eq!(ring.bufs(0)[0].len(), 7);
+    ring.rewind();
+    assert_eq!(ring.fill(4), Ok(3));
+    assert_eq!(heads(&mut ring), [Some(([b'h', b'e'], 7, 1)), None, None]);
+    ring.complete_front(2);
+    assert!(ring.publish(2));
+    assert_eq!((driver.used_idx(), driver.used(0), driver.used(1)), (2, (0, 0), (1, 0)));
+    assert_eq!(heads(&mut ring), [None]);
+    ring.complete_front(usize::MAX);
+    assert!(ring.publish(1));
+    assert_eq!((driver.used_idx(), driver.used(2), ring.fill(4)), (3, (2, 0), Ok(0)));
+}
+
+#[test]
 fn tx_chain_is_read_and_returned() {
     let mut driver = Driver::new();
     let mut ring = driver.ring(Direction::Tx, false);
