@@ -223,7 +223,10 @@ Usage: vdeq [OPTIONS] PROGRAM [OPTIONS] [QEMU_OPTIONS]
 Starts QEMU with NICs on VDE networks: each pair of
   -net nic[,vlan=N][,model=M][,macaddr=A][,name=ID][,vectors=V][,addr=S]
   -net vde[,vlan=N][,sock=LOCATOR][,port=P][,group=G][,mode=OCTAL]
-becomes a NIC served by vhost-user-vde. All other options are QEMU's.
+becomes a NIC served by vhost-user-vde; so do
+  -netdev vde,id=ID[,sock=LOCATOR][,...][,queues=N]  and the NIC that names it
+  -nic vde[,model=M][,mac=A][,sock=LOCATOR][,...][,queues=N]
+All other options are QEMU's.
 Without model= it is virtio, the fastest; e1000, rtl8139, ne2k_pci and others
 are for guests without its driver.
 
@@ -235,7 +238,8 @@ Options, before or right after PROGRAM, in any order:
   --vde-print-plan show what would be run, as shell lines and JSON; run nothing
   --vde-queues N   queue pairs of each virtio NIC, 1 to 16 (default 1)
   --vde-default-model M
-                   what -net nic without model= is (default virtio)
+                   what a NIC without model= is: virtio, which is the default,
+                   another model, or machine for what QEMU would take
   --vde-offloads off
                    do not let the guest leave checksums and segmentation to us
   --vde-poll-us N  the back end looks for frames for N microseconds after the

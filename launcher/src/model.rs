@@ -75,15 +75,17 @@ impl Model {
             Bus::Mmio => "virtio-net-device",
             Bus::Ccw => "virtio-net-ccw",
         };
+        let is_bare = model.is_none();
         let (device, protocol) = match model.or(default) {
             None if machine.bus() == Bus::Isa => (Some("ne2k_isa"), Protocol::Stream),
             None if machine.board.is_none() => (None, Protocol::Stream),
             None | Some("virtio" | "virtio-net") => (Some(virtio), Protocol::VhostUser),
-            Some(OWN) if model.is_none() => (None, Protocol::Stream),
+            Some(OWN) if is_bare => (None, Protocol::Stream),
             Some(model) if is_virtio(model) => (Some(model), Protocol::VhostUser),
             Some(model) if machine.is_pc() && !ON_PC.contains(&model) => {
+                let origin = if is_bare { " of --vde-default-model" } else { "" };
                 let known = ON_PC.join(", ");
-                return Err(format!("unknown model '{model}'; known are virtio, {known}"));
+                return Err(format!("unknown model '{model}'{origin}; known are virtio, {known}"));
             }
             Some(model) => (Some(model), Protocol::Stream),
         };
@@ -101,16 +103,15 @@ impl Model {
         self.protocol == Protocol::VhostUser
     }
 
-    /// Whether it is a PCI device, and has interrupt vectors therefore, as far as that is known.
+    /// Whether it may have interrupt vectors: of virtio devices only those on PCI have.
     pub fn has_vectors(&self) -> bool {
-        let device = self.device.as_deref().unwrap_or("");
-        !self.is_virtio() || device.starts_with("virtio-net-pci")
+        self.device.as_deref().is_none_or(|device| !is_virtio(device) || device.starts_with("virtio-net-pci"))
     }
 
     /// Whether `-net nic` and `-nic` have no name for it. They know models, not every device.
     pub fn is_device_only(&self) -> bool {
         let device = self.device.as_deref().unwrap_or("");
-        device == "usb-net" || (self.is_virtio() && device != "virtio-net-pci")
+        device == "usb-net" || (is_virtio(device) && !device.starts_with("virtio-net-pci"))
     }
 
     /// Its name for people.

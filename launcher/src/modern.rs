@@ -74,7 +74,11 @@ fn left_to_qemu(token: &Token) -> Option<String> {
         "readconfig" => {
             Some(format!("-readconfig {text} is read by QEMU alone; VDE networks in it are QEMU's own"))
         }
-        "set" if matches!(group, "netdev" | "nic" | "net") => {
+        // A device's other properties do not decide how its network is served.
+        "set"
+            if matches!(group, "netdev" | "nic" | "net")
+                || (group == "device" && text.contains(".netdev=")) =>
+        {
             Some(format!("-set {text} is not rewritten; write it in -{group} itself if it concerns VDE"))
         }
         _ => None,

@@ -28,6 +28,10 @@ use crate::rewrite::Edits;
 use crate::vde_words::VdeWords;
 use crate::wiring::{NetdevForm, Wiring};
 
+/// Why several queue pairs are refused.
+pub const NO_QUEUES: &str =
+    "several queue pairs are for virtio NICs that nothing in QEMU listens to; drop queues=";
+
 /// A `-netdev vde`.
 #[derive(Clone, Debug)]
 pub struct Netdev {
@@ -102,9 +106,7 @@ impl Netdev {
         }
         let said = words.queues()?;
         if !model.is_virtio() && said.is_some_and(|queues| queues > 1) {
-            return Err(words.refuse(
-                "several queue pairs are for virtio NICs that nothing in QEMU listens to; drop queues=",
-            ));
+            return Err(words.refuse(NO_QUEUES));
         }
         let asks = matches!(&user, Some(User::Device { properties, .. }) if properties.is_on("mq"));
         let queues = said.or(request.queues).or_else(|| asks.then(|| queues::per_cpu(tokens)));
@@ -177,7 +179,9 @@ impl Netdev {
             return;
         }
         let mut edited = props.clone();
-        if let (None, Some(device)) = (&nic.model, &self.model.device) {
+        // `-net nic` knows virtio-net by no other name than these two.
+        let has_name = nic.model.as_deref().is_some_and(|model| model != "virtio-net");
+        if let Some(device) = self.model.device.as_ref().filter(|_| !has_name) {
             edited.set("model", device);
         }
         if nic.vectors.is_none() && wiring.crashes_with_vectors(&self.model) {
@@ -192,17 +196,14 @@ impl Netdev {
     fn remark(&self, wiring: &Wiring<'_>, edits: &mut Edits) {
         let id = &self.id;
         match &self.user {
+            _ if self.filtered => edits.notice(filter_notice(id)),
             Some(User::Nic { token, props }) => {
                 let remark = wiring.remark("-net nic", &Nic::new(*token, props), &self.model);
                 remark.into_iter().for_each(|text| edits.notice(text));
             }
-            _ if self.filtered => edits.notice(format!(
-                "a filter listens to netdev {id}, so its frames pass one by one; without -object filter-... it is faster"
-            )),
-            Some(User::Device { .. }) if !self.model.is_virtio() => edits.notice(format!(
-                "{} is not virtio, its frames pass one by one; virtio-net-pci is faster if the guest has a driver for it",
-                self.model.name()
-            )),
+            Some(User::Device { .. }) if !self.model.is_virtio() => {
+                edits.notice(wiring.slow(&self.model, "virtio-net-pci"));
+            }
             Some(User::Device { .. }) => {}
             Some(User::Hub) => {
                 edits.notice(format!("netdev {id} is in a hub of QEMU, its frames pass one by one"));
@@ -240,8 +241,15 @@ fn users(id: &str, tokens: &[Token]) -> Vec<User> {
     users
 }
 
+/// What is to be said of a virtio NIC whose netdev a filter listens to.
+pub fn filter_notice(id: &str) -> String {
+    format!(
+        "a filter listens to netdev {id}, so its frames pass one by one; without -object filter-... it is faster"
+    )
+}
+
 /// Whether a filter object listens to the netdev. QEMU has none on vhost-user, whose frames it never sees.
-fn is_filtered(id: &str, tokens: &[Token]) -> bool {
+pub fn is_filtered(id: &str, tokens: &[Token]) -> bool {
     let objects = tokens.iter().filter(|token| token.is("object")).filter_map(Token::text);
     objects.filter_map(|text| Properties::parse(text, "qom-type")).any(|object| {
         let kind = object.get("qom-type").unwrap_or_default();

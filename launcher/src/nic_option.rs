@@ -12,6 +12,7 @@ use crate::legacy::Nic;
 use crate::locator::Link;
 use crate::machine::Machine;
 use crate::model::{Model, Protocol};
+use crate::netdev::{NO_QUEUES, filter_notice, is_filtered};
 use crate::plan::NicPlan;
 use crate::props::{Props, double};
 use crate::rewrite::Edits;
@@ -28,6 +29,8 @@ pub struct NicOption {
     link: Link,
     queues: u16,
     model: Model,
+    /// Whether a filter listens to a NIC that is virtio.
+    filtered: bool,
     /// Whether it must stay a `-nic`.
     stays: bool,
 }
@@ -37,7 +40,7 @@ pub fn read(tokens: &[Token], machine: &Machine, request: &Request) -> Result<Ve
     let mut options = Vec::new();
     for (at, token) in tokens.iter().enumerate() {
         if let Some(words) = VdeWords::read(token, "nic")? {
-            options.push(NicOption::new(at, &words, machine, request)?);
+            options.push(NicOption::new(at, &words, tokens, machine, request)?);
         }
     }
     // From the last one on: what stays keeps those before it from leaving.
@@ -56,7 +59,13 @@ pub fn read(tokens: &[Token], machine: &Machine, request: &Request) -> Result<Ve
 }
 
 impl NicOption {
-    fn new(token: usize, words: &VdeWords<'_>, machine: &Machine, request: &Request) -> Result<Self, Error> {
+    fn new(
+        token: usize,
+        words: &VdeWords<'_>,
+        tokens: &[Token],
+        machine: &Machine,
+        request: &Request,
+    ) -> Result<Self, Error> {
         let link = words.link(&["id", "model", "mac"], request.mode.as_deref())?;
         let nic = Nic {
             token: Some(token),
@@ -65,13 +74,18 @@ impl NicOption {
             ..Nic::default()
         };
         let model = Model::of(nic.model.as_deref(), request.default_model.as_deref(), machine);
-        let model = model.map_err(|problem| words.refuse(problem))?;
+        let mut model = model.map_err(|problem| words.refuse(problem))?;
+        let id = words.properties.get("id");
+        let filtered = model.is_virtio() && id.as_ref().is_some_and(|id| is_filtered(id, tokens));
+        if filtered {
+            model.protocol = Protocol::Stream;
+        }
         let said = words.queues()?;
         if !model.is_virtio() && said.is_some_and(|queues| queues > 1) {
-            return Err(words.refuse("several queue pairs are for virtio NICs; drop queues="));
+            return Err(words.refuse(NO_QUEUES));
         }
         let queues = said.or(request.queues).filter(|_| model.is_virtio()).unwrap_or(1);
-        Ok(Self { token, nic, id: words.properties.get("id"), link, queues, model, stays: false })
+        Ok(Self { token, nic, id, link, queues, model, filtered, stays: false })
     }
 
     /// How the NIC is served.
@@ -103,12 +117,16 @@ impl NicOption {
             // The chardev is the same; the netdev comes with the NIC.
             words.truncate(2);
             if wiring.crashes_with_vectors(&self.model) {
-                words.extend(["-global", "virtio-net-pci.vectors=0"].map(str::to_owned));
+                words.extend(["-global".to_owned(), format!("{}.vectors=0", self.model.name())]);
             }
             words.extend(self.as_nic(&format!("vhost-user,chardev={}", wiring.chardev(index)), Some(netdev)));
         }
         edits.replace(self.token, words);
-        wiring.remark("-nic vde", &self.nic, &self.model).into_iter().for_each(|text| edits.notice(text));
+        let remark = match self.filtered {
+            true => Some(filter_notice(self.id.as_deref().unwrap_or(&ours))),
+            false => wiring.remark("-nic vde", &self.nic, &self.model),
+        };
+        remark.into_iter().for_each(|text| edits.notice(text));
         for key in self.link.useless() {
             edits.notice(format!("{key}= means nothing to {} and is ignored", self.link.sock));
         }

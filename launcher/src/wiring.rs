@@ -150,15 +150,21 @@ impl Wiring<'_> {
     pub fn remark(&self, option: &str, nic: &Nic, model: &Model) -> Option<String> {
         let name = model.name();
         if !model.is_virtio() {
-            let hint = match self.machine.bus() {
-                Bus::Isa => "",
-                _ if model.device.is_none() => "",
-                _ => "; model=virtio is faster if the guest has a driver for it",
-            };
-            return Some(format!("{name} is not virtio, its frames pass one by one{hint}"));
+            return Some(self.slow(model, "model=virtio"));
         }
         let chosen = nic.model.is_some() || nic.token.is_none() || self.default_model.is_some();
         (!chosen).then(|| format!("{option} without model= is {name}; write model= to choose another"))
+    }
+
+    /// What is to be said of a NIC that is not virtio; `faster` is how one that is would be written, on a machine
+    /// that takes one.
+    pub fn slow(&self, model: &Model, faster: &str) -> String {
+        let takes_virtio = self.machine.board.is_some_and(|board| board.bus != Bus::Isa);
+        let hint = match takes_virtio {
+            true => format!("; {faster} is faster if the guest has a driver for it"),
+            false => String::new(),
+        };
+        format!("{} is not virtio, its frames pass one by one{hint}", model.name())
     }
 }
 
