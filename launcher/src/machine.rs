@@ -1,12 +1,17 @@
 //! What board the command line describes: its default RAM and how virtio devices are attached.
 //!
-//! QEMU would tell, but asking costs a process and 0.1 s; the boards that people run are listed here.
+//! QEMU would tell, but asking costs a process and 0.1 s; the boards that people run are listed here. What is not
+//! listed is asked for by whoever may start processes, and handed in as an answer.
+
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
 
 use crate::argv::Token;
 use crate::props::Props;
 
 /// How a virtio NIC is attached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Bus {
     /// `virtio-net-pci`, also through `-net nic`.
     Pci,
@@ -16,18 +21,31 @@ pub enum Bus {
     Ccw,
     /// None: an ISA board, whose bare NIC is `ne2k_isa`.
     Isa,
+    /// None: a board whose only NIC is its own.
+    OnBoard,
 }
 
 /// Facts about one board.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Board {
     /// The id that QEMU gives to RAM made by `-m`; an object that takes its place must have it too,
     /// or a migration from or to a plain QEMU fails.
-    pub ram_id: &'static str,
+    pub ram_id: Cow<'static, str>,
     /// RAM without `-m`, in bytes, where known.
     pub default_ram: Option<u64>,
     /// Where a virtio NIC goes.
     pub bus: Bus,
+}
+
+/// What an emulator tells of a machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Told {
+    /// The architecture, by QEMU's name.
+    pub arch: String,
+    /// The type by its full name.
+    pub kind: String,
+    /// What the board is like.
+    pub board: Board,
 }
 
 /// The machine as the command line has it, several `-machine` and `-M` merged.
@@ -35,14 +53,22 @@ pub struct Board {
 pub struct Machine {
     /// The type, if named.
     pub kind: Option<String>,
-    /// The board, if listed.
+    /// The board, if listed or asked for.
     pub board: Option<Board>,
+    /// Whether the board is a listed one: those have no NIC of their own.
+    pub is_listed: bool,
+    /// Why the emulator did not tell about a board that is not listed.
+    pub unanswered: Option<String>,
     /// `memory-backend=`.
     pub memory_backend: Option<String>,
+    /// `memory.size=`, which `-m` sets too since QEMU 7.1, and which a bare number gives in bytes.
+    pub memory_size: Option<String>,
     /// Guest memory is hidden from the host, therefore from the back end too.
     pub confidential: bool,
     /// The accelerators in the order of preference.
     accelerators: Vec<String>,
+    /// Whether the guest's processor is another than the host's.
+    foreign: bool,
 }
 
 impl Machine {
@@ -63,8 +89,24 @@ impl Machine {
         if machine.accelerators.is_empty() && matches!(program, "kvm" | "qemu-kvm") {
             machine.accelerators.push("kvm".into());
         }
-        machine.board = board(architecture(program), machine.kind.as_deref());
+        let arch = architecture(program);
+        machine.foreign = !arch.is_empty() && !runs_natively(arch);
+        machine.board = board(arch, machine.kind.as_deref());
+        machine.is_listed = machine.board.is_some();
         machine
+    }
+
+    /// Takes what the emulator told of a board that was not found in the list: with an emulator of another name, or
+    /// with its default machine, it may be there after all.
+    pub fn answer(&mut self, answer: Result<Told, String>) {
+        match answer {
+            Ok(Told { arch, kind, board: told }) => {
+                let listed = board(&arch, Some(&kind));
+                self.is_listed = listed.is_some();
+                self.board = Some(listed.unwrap_or(told));
+            }
+            Err(reason) => self.unanswered = Some(reason),
+        }
     }
 
     fn merge(&mut self, props: &Props) {
@@ -73,6 +115,9 @@ impl Machine {
         }
         if let Some(id) = props.get("memory-backend") {
             self.memory_backend = Some(id.to_owned());
+        }
+        if let Some(size) = props.get("memory.size") {
+            self.memory_size = Some(size.to_owned());
         }
         if let Some(list) = props.get("accel") {
             self.accelerators = list.split(':').map(str::to_owned).collect();
@@ -88,7 +133,7 @@ impl Machine {
 
     /// Whether the guest would run under KVM if the host has it.
     pub fn wants_kvm(&self) -> bool {
-        self.accelerators.first().is_some_and(|first| first == "kvm")
+        !self.foreign && self.accelerators.first().is_some_and(|first| first == "kvm")
     }
 
     /// A machine without RAM and devices, made to ask QEMU questions.
@@ -98,12 +143,12 @@ impl Machine {
 
     /// A PC, with PCI or without.
     pub fn is_pc(&self) -> bool {
-        self.board.is_some_and(|board| board.ram_id == "pc.ram")
+        self.board.as_ref().is_some_and(|board| board.ram_id == "pc.ram")
     }
 
     /// Where a virtio NIC goes; PCI if nothing better is known.
     pub fn bus(&self) -> Bus {
-        self.board.map_or(Bus::Pci, |board| board.bus)
+        self.board.as_ref().map_or(Bus::Pci, |board| board.bus)
     }
 }
 
@@ -115,13 +160,23 @@ fn architecture(program: &str) -> &str {
     }
 }
 
+/// Whether KVM of this host runs guests of an architecture, by QEMU's name for it.
+fn runs_natively(arch: &str) -> bool {
+    match std::env::consts::ARCH {
+        "x86_64" => matches!(arch, "x86_64" | "i386"),
+        "aarch64" => matches!(arch, "aarch64" | "arm"),
+        "powerpc64" => matches!(arch, "ppc64" | "ppc"),
+        host => arch == host,
+    }
+}
+
 /// Looks a board up. Names of PC boards say their architecture; others are the same on several.
 fn board(arch: &str, kind: Option<&str>) -> Option<Board> {
     const MIB: u64 = 1 << 20;
     let versioned = |name: &str| {
         kind.is_some_and(|kind| kind == name || kind.strip_prefix(name).is_some_and(|v| v.starts_with('-')))
     };
-    let one = |ram_id, default_ram, bus| Some(Board { ram_id, default_ram, bus });
+    let one = |ram_id, default_ram, bus| Some(Board { ram_id: Cow::Borrowed(ram_id), default_ram, bus });
     let x86 = matches!(arch, "x86_64" | "i386");
     let old_pc = kind
         .and_then(|kind| kind.strip_prefix("pc-"))
@@ -141,7 +196,9 @@ fn board(arch: &str, kind: Option<&str>) -> Option<Board> {
         "arm" | "aarch64" if versioned("virt") => one("mach-virt.ram", Some(128 * MIB), Bus::Pci),
         "aarch64" if versioned("sbsa-ref") => one("sbsa-ref.ram", Some(1024 * MIB), Bus::Pci),
         "riscv32" | "riscv64" if versioned("virt") => one("riscv_virt_board.ram", Some(128 * MIB), Bus::Pci),
-        "loongarch64" if kind.is_none() || versioned("virt") => one("loongarch.ram", None, Bus::Pci),
+        "loongarch64" if kind.is_none() || versioned("virt") => {
+            one("loongarch.ram", Some(1024 * MIB), Bus::Pci)
+        }
         "ppc64" if kind.is_none() || versioned("pseries") => one("ppc_spapr.ram", Some(512 * MIB), Bus::Pci),
         "s390x" if kind.is_none() || versioned("s390-ccw-virtio") => {
             one("s390.ram", Some(128 * MIB), Bus::Ccw)
@@ -179,7 +236,7 @@ mod tests {
             ("qemu-system-s390x", "", Some("s390.ram")),
             ("qemu-system-x86_64", "-M xenfv", None),
         ] {
-            assert_eq!(read(program, line).board.map(|b| b.ram_id), ram, "{program} {line}");
+            assert_eq!(read(program, line).board.as_ref().map(|b| &*b.ram_id), ram, "{program} {line}");
         }
     }
 

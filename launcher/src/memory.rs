@@ -17,6 +17,7 @@ use serde::Serialize;
 use crate::argv::Token;
 use crate::error::Error;
 use crate::machine::Machine;
+use crate::properties::Properties;
 use crate::props::{Props, double};
 use crate::rewrite::Edits;
 use crate::size;
@@ -24,6 +25,10 @@ use crate::size;
 /// Added to an object that replaces the machine's own RAM: machine types up to 4.0 name the block by
 /// the object's path otherwise, which breaks migration.
 const PLAIN_BLOCK_NAME: &str = "x-use-canonical-path-for-ramblock-id=off";
+
+/// What to do where memory by `-m` cannot be replaced.
+const REMEDY: &str =
+    "give memory by -object memory-backend-memfd,id=ram0,size=SIZE -machine memory-backend=ram0";
 
 /// What was done about guest memory.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -76,11 +81,15 @@ pub fn share(machine: &Machine, tokens: &[Token], edits: &mut Edits) -> Result<M
     } else {
         replace_default(machine, tokens, edits, &mut memory)?;
     }
-    for (id, volatile) in dimm_objects(tokens) {
-        if volatile {
-            object::share(&id, "memdev", tokens, edits, &mut memory)?;
+    for device in memory_devices(tokens) {
+        let MemoryDevice { driver, property, id, persistent } = &device;
+        // What a file keeps beyond this VM must not change behind its owner's back.
+        if *persistent && object::is_private_file(id, tokens) {
+            edits.notice(format!(
+                "memory '{id}' of {driver} is left as it is: frames placed in it are lost unless it is given share=on"
+            ));
         } else {
-            edits.notice(format!("memory '{id}' of an nvdimm is left as it is: frames placed in it are lost unless it is shared"));
+            object::share(id, &format!("-device {driver},{property}"), tokens, edits, &mut memory)?;
         }
     }
     Ok(memory)
@@ -93,15 +102,19 @@ fn replace_default(
     edits: &mut Edits,
     memory: &mut Memory,
 ) -> Result<(), Error> {
-    const REMEDY: &str =
-        "give memory by -object memory-backend-memfd,id=ram0,size=SIZE -machine memory-backend=ram0";
-    let Some(board) = machine.board else {
-        let kind = machine.kind.as_deref().unwrap_or("the default machine");
-        return Err(Error::Memory(format!(
-            "vdeq does not know the memory of {kind} in this emulator; {REMEDY}"
-        )));
-    };
-    let bytes = match ram_size(tokens)? {
+    let board = machine.board.as_ref().ok_or_else(|| {
+        let kind = machine
+            .kind
+            .as_deref()
+            .map_or("the default machine".to_owned(), |kind| format!("machine {kind}"));
+        let said = machine.unanswered.as_deref().map(|said| format!(" ({said})")).unwrap_or_default();
+        Error::Memory(format!("the memory of {kind} in this emulator is not known{said}; {REMEDY}"))
+    })?;
+    if object::find(&board.ram_id, tokens).is_some() {
+        // Its name is reserved for what -m makes: QEMU refuses it with an explanation.
+        return Ok(());
+    }
+    let bytes = match ram_size(machine, tokens)? {
         Some(bytes) => bytes,
         None if tokens.iter().any(|token| token.is("readconfig")) => {
             return Err(Error::Memory(
@@ -116,7 +129,7 @@ fn replace_default(
         })?,
     };
     memory.bytes = Some(bytes);
-    let ram_id = board.ram_id;
+    let ram_id = &board.ram_id;
     let paths: Vec<usize> = (0..tokens.len()).filter(|&at| tokens[at].is("mem-path")).collect();
     let object = match paths.last().and_then(|&at| tokens[at].text()) {
         Some(path) => {
@@ -144,17 +157,24 @@ fn replace_default(
     Ok(())
 }
 
-/// The size that all `-m` together ask for; `None` if that is the machine's default.
-fn ram_size(tokens: &[Token]) -> Result<Option<u64>, Error> {
-    let mut bytes = None;
+/// The size that all `-m` and `-machine memory.size=` together ask for; `None` if that is the machine's
+/// default. A `-m` counts more than a `-machine`, wherever it stands, unless it says 0.
+fn ram_size(machine: &Machine, tokens: &[Token]) -> Result<Option<u64>, Error> {
+    let mut wanted = None;
     for token in tokens.iter().filter(|token| token.is("m")) {
         let text = token.text().unwrap_or("");
-        let Some(wanted) = Props::parse(text, "size").get("size").map(str::to_owned) else { continue };
-        let parsed = size::parse(&wanted, 1 << 20).and_then(size::round_up);
-        let bad = || Error::Size { option: "m".into(), value: text.to_owned(), part: wanted.clone() };
-        bytes = Some(parsed.ok_or_else(bad)?);
+        let Some(part) = Props::parse(text, "size").get("size").map(str::to_owned) else { continue };
+        let bytes = size::parse(&part, 1 << 20).and_then(size::round_up);
+        let bad = || Error::Size { option: "m".into(), value: text.to_owned(), part };
+        wanted = Some(bytes.ok_or_else(bad)?);
     }
-    Ok(bytes.filter(|&bytes| bytes != 0))
+    if let Some(bytes) = wanted.filter(|&bytes| bytes != 0) {
+        return Ok(Some(bytes));
+    }
+    let Some(part) = machine.memory_size.clone() else { return Ok(None) };
+    let bytes = size::parse(&part, 1).and_then(size::round_up);
+    let bad = || Error::Size { option: "machine".into(), value: format!("memory.size={part}"), part };
+    Ok(Some(bytes.ok_or_else(bad)?))
 }
 
 /// The objects that `-numa node,memdev=` names.
@@ -163,21 +183,38 @@ fn numa_objects(tokens: &[Token]) -> Vec<String> {
     nodes.filter_map(|text| Props::parse(text, "type").get("memdev").map(str::to_owned)).collect()
 }
 
-/// The objects behind memory devices, and whether each is ordinary RAM.
-fn dimm_objects(tokens: &[Token]) -> Vec<(String, bool)> {
-    let devices = tokens.iter().filter(|token| token.is("device")).filter_map(Token::text);
-    devices
-        .filter_map(|text| {
-            let (driver, memdev) = if text.starts_with('{') {
-                let json: serde_json::Value = serde_json::from_str(text).ok()?;
-                (json.get("driver")?.as_str()?.to_owned(), json.get("memdev")?.as_str()?.to_owned())
-            } else {
-                let props = Props::parse(text, "driver");
-                (props.get("driver")?.to_owned(), props.get("memdev")?.to_owned())
-            };
-            let volatile = driver == "pc-dimm" || driver.starts_with("virtio-mem");
-            let persistent = driver == "nvdimm" || driver.starts_with("virtio-pmem");
-            (volatile || persistent).then_some((memdev, volatile))
-        })
-        .collect()
+/// A device that gives the guest memory beside the machine's own.
+struct MemoryDevice {
+    driver: String,
+    property: &'static str,
+    id: String,
+    persistent: bool,
+}
+
+/// What memory devices have for their objects, and whether it outlives the VM.
+const MEMORY_DEVICES: [(&str, &str, bool); 6] = [
+    ("pc-dimm", "memdev", false),
+    ("virtio-mem", "memdev", false),
+    ("cxl-type3", "volatile-memdev", false),
+    ("nvdimm", "memdev", true),
+    ("virtio-pmem", "memdev", true),
+    ("cxl-type3", "persistent-memdev", true),
+];
+
+/// All memory devices, in the order of [`MEMORY_DEVICES`] for one that has several objects.
+fn memory_devices(tokens: &[Token]) -> Vec<MemoryDevice> {
+    let texts = tokens.iter().filter(|token| token.is("device")).filter_map(Token::text);
+    let devices = texts.filter_map(|text| Properties::parse(text, "driver")).flat_map(|device| {
+        let driver = device.get("driver").unwrap_or_default();
+        // virtio-mem-pci, virtio-mem-ccw and so on are virtio-mem.
+        let is = |name: &str| {
+            driver.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+        };
+        let known = MEMORY_DEVICES.iter().filter(|(name, ..)| is(name));
+        let found = known.filter_map(|&(_, property, persistent)| {
+            Some(MemoryDevice { driver: driver.clone(), property, id: device.get(property)?, persistent })
+        });
+        found.collect::<Vec<_>>()
+    });
+    devices.collect()
 }

@@ -5,8 +5,8 @@
 //! | virtio | vhost-user: the back end works on the guest's memory | `vhost-user` |
 //! | any other | stream: QEMU hands over frame by frame | `stream` |
 //!
-//! Without a model it is what `--vde-default-model` says, else virtio. But a board whose virtio is not
-//! known here (most boards of embedded machines) has a NIC soldered on: that one is meant there.
+//! Without a model it is what `--vde-default-model` says, else virtio. But a board that is not listed
+//! (most boards of embedded machines) has a NIC soldered on: that one is meant there.
 //!
 //! A model that does not exist has to be found here: QEMU 10 starts such a VM without the NIC.
 
@@ -71,14 +71,14 @@ impl Model {
     /// user chose for NICs without one.
     pub fn of(model: Option<&str>, default: Option<&str>, machine: &Machine) -> Result<Self, String> {
         let virtio = match machine.bus() {
-            Bus::Pci | Bus::Isa => "virtio-net-pci",
+            Bus::Pci | Bus::Isa | Bus::OnBoard => "virtio-net-pci",
             Bus::Mmio => "virtio-net-device",
             Bus::Ccw => "virtio-net-ccw",
         };
         let is_bare = model.is_none();
         let (device, protocol) = match model.or(default) {
             None if machine.bus() == Bus::Isa => (Some("ne2k_isa"), Protocol::Stream),
-            None if machine.board.is_none() => (None, Protocol::Stream),
+            None if !machine.is_listed => (None, Protocol::Stream),
             None | Some("virtio" | "virtio-net") => (Some(virtio), Protocol::VhostUser),
             Some(OWN) if is_bare => (None, Protocol::Stream),
             Some(model) if is_virtio(model) => (Some(model), Protocol::VhostUser),

@@ -50,6 +50,14 @@ impl Properties {
         }
     }
 
+    /// Whether `key` is a switch that was turned off by name.
+    pub fn is_off(&self, key: &str) -> bool {
+        match self {
+            Self::Plain(props) => props.is_off(key),
+            Self::Json(_) => self.get(key).as_deref() == Some("off"),
+        }
+    }
+
     /// All keys.
     pub fn keys(&self) -> Vec<&str> {
         match self {

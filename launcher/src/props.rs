@@ -65,21 +65,18 @@ impl Props {
         self.parts.iter().map(|part| part.key.as_str())
     }
 
-    /// Sets `key`, where it stands or else at the end.
+    /// Sets `key`, where it stands or else at the end. A key that was left out stays left out.
     pub fn set(&mut self, key: &str, value: &str) {
-        let part =
+        let mut part =
             Part { key: key.to_owned(), value: value.to_owned(), raw: format!("{key}={}", double(value)) };
         match self.parts.iter_mut().rev().find(|old| old.key == key) {
-            Some(old) => *old = part,
+            Some(old) => {
+                if old.raw == double(&old.value) {
+                    part.raw = double(value);
+                }
+                *old = part;
+            }
             None => self.parts.push(part),
-        }
-    }
-
-    /// Replaces the value of the first part, whose key stays implied.
-    pub fn set_implied(&mut self, value: &str) {
-        if let Some(first) = self.parts.first_mut() {
-            first.value = value.to_owned();
-            first.raw = double(value);
         }
     }
 
@@ -144,6 +141,8 @@ mod tests {
         props.set("id", "n,m");
         props.remove("weird");
         assert_eq!(props.render(), "memory-backend-file,id=n,,m,mem-path=/a,,b,share=on");
+        props.set("qom-type", "a,b");
+        assert_eq!(props.render(), "a,,b,id=n,,m,mem-path=/a,,b,share=on");
     }
 
     proptest! {

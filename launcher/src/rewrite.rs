@@ -12,7 +12,7 @@ use crate::argv::{Token, scan};
 use crate::cli::Request;
 use crate::error::Error;
 use crate::legacy;
-use crate::machine::Machine;
+use crate::machine::{Machine, Told};
 use crate::memory;
 use crate::model::Protocol;
 use crate::modern::Modern;
@@ -50,6 +50,22 @@ impl Rewrite {
     pub fn read(program: &str, request: &Request) -> Result<Self, Error> {
         let tokens = scan(&request.args);
         let machine = Machine::read(program, &tokens);
+        Self::on(machine, tokens, request)
+    }
+
+    /// Reads it again with what the emulator told of its board, or why it did not.
+    pub fn read_answered(
+        program: &str,
+        request: &Request,
+        answer: Result<Told, String>,
+    ) -> Result<Self, Error> {
+        let tokens = scan(&request.args);
+        let mut machine = Machine::read(program, &tokens);
+        machine.answer(answer);
+        Self::on(machine, tokens, request)
+    }
+
+    fn on(machine: Machine, tokens: Vec<Token>, request: &Request) -> Result<Self, Error> {
         // Questions to QEMU, and the VM without anything that is used to ask them, stay as they are.
         let asks = machine.is_none() || tokens.iter().any(Token::is_query);
         let segments = match asks {
@@ -72,6 +88,14 @@ impl Rewrite {
     /// Whether the VM gets a NIC that our back end serves: then [`Facts`] are needed.
     pub fn needs_back_end(&self) -> bool {
         self.segments.needs_back_end() || !self.modern.is_empty()
+    }
+
+    /// The machine type that the emulator has to be asked about before there is a plan: `Some(None)` is its
+    /// default one.
+    pub fn unknown_machine(&self) -> Option<Option<&str>> {
+        let unknown =
+            self.needs_back_end() && self.machine.board.is_none() && self.machine.unanswered.is_none();
+        unknown.then_some(self.machine.kind.as_deref())
     }
 
     /// The plan for a VM; `program` is the path of the emulator.

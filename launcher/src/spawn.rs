@@ -7,6 +7,7 @@
 //! lifeline is open in this process only.
 
 mod back_end;
+mod board;
 mod cache;
 mod private_dir;
 mod probe;
@@ -74,7 +75,11 @@ fn start(mut request: Request) -> Result<(), Error> {
     if program.is_kvm_stand_in {
         program::prefer_kvm(&mut request.args);
     }
-    let rewrite = Rewrite::read(&program.emulator, &request)?;
+    let mut rewrite = Rewrite::read(&program.emulator, &request)?;
+    if let Some(kind) = rewrite.unknown_machine() {
+        let answer = board::told(&program.path, kind);
+        rewrite = Rewrite::read_answered(&program.emulator, &request, answer)?;
+    }
     if !rewrite.needs_back_end() {
         let facts = Facts {
             version: QemuVersion::OLDEST,

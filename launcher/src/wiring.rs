@@ -159,7 +159,8 @@ impl Wiring<'_> {
     /// What is to be said of a NIC that is not virtio; `faster` is how one that is would be written, on a machine
     /// that takes one.
     pub fn slow(&self, model: &Model, faster: &str) -> String {
-        let takes_virtio = self.machine.board.is_some_and(|board| board.bus != Bus::Isa);
+        let takes_virtio =
+            self.machine.board.as_ref().is_some_and(|board| !matches!(board.bus, Bus::Isa | Bus::OnBoard));
         let hint = match takes_virtio {
             true => format!("; {faster} is faster if the guest has a driver for it"),
             false => String::new(),

@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 
-use rig::{LIMIT, Rig, finish_child, gone, spawn, stderr, stdout, until};
+use rig::{LIMIT, Rig, finish_child, gone, spawn, stderr, until};
 
 /// vdeq without the fake QEMU in its way.
 fn vdeq(rig: &Rig) -> Command {
@@ -14,72 +14,6 @@ fn vdeq(rig: &Rig) -> Command {
     command.env("PATH", std::env::var("PATH").unwrap_or_default());
     command.args(["qemu-system-x86_64", "-nodefaults", "-display", "none"]);
     command
-}
-
-/// Asks a paused VM about its memory objects.
-fn memdevs(rig: &Rig, switch: &str, memory: &[&str]) -> serde_json::Value {
-    let mut command = vdeq(rig);
-    command.args(memory).args(["-S", "-qmp", "stdio", "-net", "nic,model=virtio", "-net"]);
-    command.arg(format!("vde,sock={switch}")).stdin(Stdio::piped());
-    let mut child = spawn(&mut command);
-    let mut stdin = child.stdin.take().expect("stdin");
-    for order in ["qmp_capabilities", "query-memdev", "quit"] {
-        writeln!(stdin, "{{\"execute\": \"{order}\"}}").expect("write");
-    }
-    let pid = child.id();
-    let output = finish_child(child);
-    drop(stdin);
-    assert!(output.status.success(), "{memory:?}: {}", stderr(&output));
-    gone(pid);
-    let text = stdout(&output);
-    let answers = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"));
-    let list = answers.filter_map(|answer| answer.get("return").cloned()).find(serde_json::Value::is_array);
-    list.expect("an answer to query-memdev")
-}
-
-#[test]
-fn every_way_to_give_memory_ends_shared() {
-    let mut rig = Rig::new();
-    let switch = rig.switch();
-    let file = rig.text("ram");
-    let on_file = format!("memory-backend-file,id=m,size=64M,mem-path={file}");
-    let json = r#"{"qom-type":"memory-backend-ram","id":"m","size":67108864}"#;
-    let ram = ["memory-backend-ram,id=a,size=32M", "memory-backend-ram,id=b,size=32M"];
-    let cases: [(&[&str], u64); 9] = [
-        (&[], 128 << 20),
-        (&["-m", "64"], 64 << 20),
-        (&["-m", "100001k"], 102_408_192),
-        (&["-M", "q35", "-m", "64,slots=2,maxmem=1G"], 64 << 20),
-        (&["-M", "microvm", "-m", "64"], 64 << 20),
-        (&["-m", "64", "-mem-path", &file], 64 << 20),
-        (&["-m", "64", "-object", &on_file, "-machine", "memory-backend=m"], 64 << 20),
-        (&["-m", "64", "-object", json, "-machine", "memory-backend=m"], 64 << 20),
-        (
-            &[
-                "-m",
-                "64",
-                "-object",
-                ram[0],
-                "-object",
-                ram[1],
-                "-numa",
-                "node,memdev=a",
-                "-numa",
-                "node,memdev=b",
-            ],
-            64 << 20,
-        ),
-    ];
-    for (memory, bytes) in cases {
-        let list = memdevs(&rig, &switch, memory);
-        let list = list.as_array().expect("a list");
-        assert!(
-            !list.is_empty() && list.iter().all(|object| object["share"] == true),
-            "{memory:?}: {list:?}"
-        );
-        let total: u64 = list.iter().filter_map(|object| object["size"].as_u64()).sum();
-        assert_eq!(total, bytes, "{memory:?}");
-    }
 }
 
 fn main_loop_runs(mut qmp: UnixStream) -> bool {

@@ -57,6 +57,7 @@ impl Kernel {
 pub struct Machine {
     qemu: Qemu,
     kernel: Kernel,
+    line: String,
     launcher: Vec<String>,
     memory: u32,
     arguments: Vec<String>,
@@ -76,6 +77,7 @@ impl Machine {
         Self {
             qemu: Qemu::Installed,
             kernel: Kernel::Linux6_1,
+            line: "console=ttyS0 quiet panic=-1 vde.shell=ttyS1".to_owned(),
             launcher: Vec::new(),
             memory: 256,
             arguments: Vec::new(),
@@ -93,6 +95,13 @@ impl Machine {
     /// Another kernel.
     pub fn kernel(mut self, kernel: Kernel) -> Self {
         self.kernel = kernel;
+        self
+    }
+
+    /// A further word of the kernel's line.
+    pub fn kernel_word(mut self, word: &str) -> Self {
+        self.line.push(' ');
+        self.line.push_str(word);
         self
     }
 
@@ -193,7 +202,7 @@ impl Machine {
             bail!("QEMU 7.2 without KVM panics Linux 6.12 now and then; use Kernel::Linux6_1");
         }
         let image = self.kernel.image()?;
-        let mut line = "console=ttyS0 quiet panic=-1 vde.shell=ttyS1".to_owned();
+        let mut line = self.line.clone();
         if !self.addresses.is_empty() {
             line.push_str(" vde.ip=");
             line.push_str(&self.addresses.join(","));

@@ -1,91 +1,32 @@
 //! Edits of one `-object memory-backend-…`, in QEMU's `key=value` form or in JSON.
 
-use serde_json::{Map, Value};
-
 use super::{Memory, Place};
 use crate::argv::Token;
 use crate::error::Error;
-use crate::props::Props;
+use crate::properties::Properties;
 use crate::rewrite::Edits;
 use crate::size;
 
 /// Where the C library keeps POSIX shared memory.
 const SHM_DIR: &str = "/dev/shm";
 
-/// An object in either form, behind one set of accessors.
-#[derive(Clone)]
-enum Object {
-    Plain(Props),
-    Json(Map<String, Value>),
+/// Bytes of an object; in JSON and outside of it alike a bare number counts bytes.
+fn bytes(object: &Properties) -> Option<u64> {
+    size::parse(&object.get("size")?, 1)
 }
 
-impl Object {
-    fn parse(text: &str) -> Option<Self> {
-        if !text.starts_with('{') {
-            return Some(Self::Plain(Props::parse(text, "qom-type")));
-        }
-        match serde_json::from_str(text) {
-            Ok(Value::Object(map)) => Some(Self::Json(map)),
-            // QEMU reports broken JSON better than we could.
-            _ => None,
-        }
-    }
+/// The object `id` and the place of its token.
+pub(super) fn find(id: &str, tokens: &[Token]) -> Option<(usize, Properties)> {
+    let objects = tokens.iter().enumerate().filter(|(_, token)| token.is("object"));
+    let mut read =
+        objects.filter_map(|(at, token)| Some((at, Properties::parse(token.text()?, "qom-type")?)));
+    read.find(|(_, object)| object.get("id").as_deref() == Some(id))
+}
 
-    fn get(&self, key: &str) -> Option<String> {
-        match self {
-            Self::Plain(props) => props.get(key).map(str::to_owned),
-            Self::Json(map) => match map.get(key)? {
-                Value::String(text) => Some(text.clone()),
-                Value::Bool(on) => Some(if *on { "on" } else { "off" }.into()),
-                other => Some(other.to_string()),
-            },
-        }
-    }
-
-    fn is_on(&self, key: &str) -> bool {
-        match self {
-            Self::Plain(props) => props.is_on(key),
-            Self::Json(_) => self.get(key).as_deref() == Some("on"),
-        }
-    }
-
-    fn is_off(&self, key: &str) -> bool {
-        match self {
-            Self::Plain(props) => props.is_off(key),
-            Self::Json(_) => self.get(key).as_deref() == Some("off"),
-        }
-    }
-
-    fn set_share(&mut self) {
-        match self {
-            Self::Plain(props) => props.set("share", "on"),
-            Self::Json(map) => {
-                map.insert("share".into(), Value::Bool(true));
-            }
-        }
-    }
-
-    fn set_type(&mut self, kind: &str) {
-        match self {
-            Self::Plain(props) if props.keys().next() == Some("qom-type") => props.set_implied(kind),
-            Self::Plain(props) => props.set("qom-type", kind),
-            Self::Json(map) => {
-                map.insert("qom-type".into(), Value::String(kind.into()));
-            }
-        }
-    }
-
-    fn render(&self) -> String {
-        match self {
-            Self::Plain(props) => props.render(),
-            Self::Json(map) => Value::Object(map.clone()).to_string(),
-        }
-    }
-
-    /// Bytes; in JSON and here alike a bare number counts bytes.
-    fn bytes(&self) -> Option<u64> {
-        size::parse(&self.get("size")?, 1)
-    }
+/// Whether the object `id` is memory in a file, mapped privately.
+pub(super) fn is_private_file(id: &str, tokens: &[Token]) -> bool {
+    let file = |object: &Properties| object.get("qom-type").as_deref() == Some("memory-backend-file");
+    find(id, tokens).is_some_and(|(_, object)| file(&object) && !object.is_on("share"))
 }
 
 /// Makes the object `id`, which `user` refers to, shareable.
@@ -96,13 +37,14 @@ pub(super) fn share(
     edits: &mut Edits,
     memory: &mut Memory,
 ) -> Result<(), Error> {
-    let objects = tokens.iter().enumerate().filter(|(_, token)| token.is("object"));
-    let found = objects
-        .filter_map(|(at, token)| Some((at, Object::parse(token.text()?)?)))
-        .find(|(_, object)| object.get("id").as_deref() == Some(id));
-    let Some((at, mut object)) = found else {
+    let Some((at, mut object)) = find(id, tokens) else {
+        let unseen = match tokens.iter().any(|token| token.is("readconfig")) {
+            true => " (what stands in -readconfig is not seen)",
+            false => "",
+        };
         return Err(Error::Memory(format!(
-            "{user}={id} names an object that is not on the command line; add -object memory-backend-memfd,id={id},size=SIZE"
+            "{user}={id} names an object that is not on the command line{unseen}; \
+             add -object memory-backend-memfd,id={id},size=SIZE"
         )));
     };
     if object.is_off("share") {
@@ -114,31 +56,31 @@ pub(super) fn share(
     let before = object.clone();
     match kind.as_str() {
         "memory-backend-memfd" => {
-            if let Some(bytes) = object.bytes().filter(|_| object.is_on("hugetlb")) {
+            if let Some(bytes) = bytes(&object).filter(|_| object.is_on("hugetlb")) {
                 let page = object.get("hugetlbsize").and_then(|text| size::parse(&text, 1));
                 memory.places.push(Place::HugePages { page, bytes });
             }
         }
         "memory-backend-shm" => {
-            if let Some(bytes) = object.bytes() {
+            if let Some(bytes) = bytes(&object) {
                 memory.places.push(Place::Path { path: SHM_DIR.into(), bytes });
             }
         }
         "memory-backend-file" => {
             refuse_template(id, &object)?;
             if !object.is_on("share") {
-                object.set_share();
+                object.set("share", true.into());
                 memory
                     .changes
                     .push(format!("memory '{id}' becomes shared: guest memory is written to its file"));
             }
-            if let (Some(path), Some(bytes)) = (object.get("mem-path"), object.bytes()) {
+            if let (Some(path), Some(bytes)) = (object.get("mem-path"), bytes(&object)) {
                 memory.places.push(Place::Path { path: path.into(), bytes });
             }
         }
         // QEMU 7.2 calls RAM with share=on shared too, but it has no descriptor there.
         "memory-backend-ram" => {
-            object.set_type("memory-backend-memfd");
+            object.set("qom-type", "memory-backend-memfd".into());
             memory.changes.push(format!("memory '{id}' becomes a shared memfd"));
         }
         other => {
@@ -154,8 +96,10 @@ pub(super) fn share(
 }
 
 /// A file that the user does not want written cannot be guest memory that a back end writes.
-fn refuse_template(id: &str, object: &Object) -> Result<(), Error> {
-    match ["readonly", "rom", "pmem"].into_iter().find(|key| object.is_on(key)) {
+fn refuse_template(id: &str, object: &Properties) -> Result<(), Error> {
+    // Persistent memory that its owner shares already is written by whoever maps it.
+    let pmem = (!object.is_on("share")).then_some("pmem");
+    match ["readonly", "rom"].into_iter().chain(pmem).find(|key| object.is_on(key)) {
         None => Ok(()),
         Some(key) => Err(Error::Memory(format!(
             "memory '{id}' has {key}=on and cannot be shared for writing; drop {key}=on or the VDE NIC"

@@ -16,19 +16,17 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 
-use crate::error::Error;
-
 /// More than any answer.
 const LONGEST: u64 = 1 << 20;
 
 const MACHINE_CODE: &[u8] = b"\x7fELF";
 
 /// Gives what `program` answered to `question` when it was last asked, or asks it.
-pub fn answer(
+pub fn answer<E>(
     program: &Path,
     question: &str,
-    ask: impl FnOnce() -> Result<String, Error>,
-) -> Result<String, Error> {
+    ask: impl FnOnce() -> Result<String, E>,
+) -> Result<String, E> {
     let Some((file, first_line)) = place(program, question) else { return ask() };
     if let Some(kept) = read(&file).as_deref().and_then(|text| text.strip_prefix(&first_line)) {
         return Ok(kept.to_owned());

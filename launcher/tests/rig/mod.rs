@@ -7,6 +7,8 @@
 // Each test binary uses its own part of the rig.
 #![allow(dead_code)]
 
+pub mod emulator;
+
 use std::fs;
 use std::io::{Read, Write};
 use std::ops::{Deref, DerefMut};
@@ -186,8 +188,12 @@ impl Drop for Running {
 
 /// Starts a command with pipes for what it prints.
 pub fn spawn(command: &mut Command) -> Running {
-    let command = command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    Running(Some(command.spawn().expect("spawn")))
+    spawn_quiet(command.stdout(Stdio::piped()))
+}
+
+/// Starts a command with a pipe for what it complains about.
+pub fn spawn_quiet(command: &mut Command) -> Running {
+    Running(Some(command.stderr(Stdio::piped()).spawn().expect("spawn")))
 }
 
 /// Somebody else's child that a failing test does not leave behind; by a descriptor, because the

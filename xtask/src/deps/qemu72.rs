@@ -1,8 +1,10 @@
 //! QEMU 7.2, Debian 12's own, unpacked under `target/qemu-7.2` beside the installed version.
 //!
-//! Two versions of one Debian package cannot be installed at once. The program itself is content to live
-//! elsewhere: a small script there, `qemu-system-x86_64`, tells it where its ROMs are (`-L`), which libraries the
-//! machine lacks (`LD_LIBRARY_PATH`) and that it has no modules (those of the installed version do not fit it).
+//! Two versions of one Debian package cannot be installed at once. The programs themselves are content to live
+//! elsewhere: a small script for each, such as `qemu-system-x86_64`, tells it where its ROMs are (`-L`), which libraries
+//! the machine lacks (`LD_LIBRARY_PATH`) and that it has no modules (those of the installed version do not fit it).
+//! Beside that of a PC there are those of other architectures, 55 MB to download: their boards differ in the name of
+//! their memory and in where a virtio NIC goes.
 
 use std::fs;
 use std::io::Write;
@@ -15,11 +17,25 @@ use anyhow::{Result, bail};
 use super::apt::Apt;
 use crate::{places, step};
 
-const PACKAGES: &[&str] =
-    &["qemu-system-x86", "qemu-system-common", "qemu-system-data", "seabios", "ipxe-qemu"];
+const PACKAGES: &[&str] = &[
+    "qemu-system-x86",
+    "qemu-system-arm",
+    "qemu-system-misc",
+    "qemu-system-common",
+    "qemu-system-data",
+    "seabios",
+    "ipxe-qemu",
+];
 /// How long an empty machine may take to start and to leave; 0.2 s were seen.
 const START_SECONDS: &str = "20";
-const PROGRAM: &str = "usr/bin/qemu-system-x86_64";
+const PROGRAMS: &[&str] = &[
+    "qemu-system-x86_64",
+    "qemu-system-aarch64",
+    "qemu-system-arm",
+    "qemu-system-riscv64",
+    "qemu-system-s390x",
+    "qemu-system-loongarch64",
+];
 
 /// Unpacks it, unless the newest package is unpacked already, and tries it.
 pub fn unpack(apt: &Apt) -> Result<()> {
@@ -37,9 +53,11 @@ pub fn unpack(apt: &Apt) -> Result<()> {
     }
     add_missing_libraries(apt, &fresh)?;
     fs::write(fresh.join("packages"), wanted)?;
-    let script = fresh.join("qemu-system-x86_64");
-    fs::write(&script, SCRIPT)?;
-    fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
+    for name in PROGRAMS {
+        let script = fresh.join(name);
+        fs::write(&script, SCRIPT)?;
+        fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
+    }
     if home.exists() {
         fs::remove_dir_all(&home)?;
     }
@@ -49,11 +67,12 @@ pub fn unpack(apt: &Apt) -> Result<()> {
 
 const SCRIPT: &str = r#"#!/bin/sh
 # QEMU 7.2 from the Debian packages unpacked beside this script.
-here=$(dirname "$(readlink -f "$0")")
+program=$(readlink -f "$0")
+here=$(dirname "$program")
 LD_LIBRARY_PATH="$here/usr/lib/x86_64-linux-gnu${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 QEMU_MODULE_DIR="$here/usr/lib/x86_64-linux-gnu/qemu"
 export LD_LIBRARY_PATH QEMU_MODULE_DIR
-exec "$here/usr/bin/qemu-system-x86_64" \
+exec "$here/usr/bin/$(basename "$program")" \
     -L "$here/usr/share/seabios" -L "$here/usr/lib/ipxe/qemu" -L "$here/usr/share/qemu" "$@"
 "#;
 
@@ -62,11 +81,13 @@ fn add_missing_libraries(apt: &Apt, fresh: &Path) -> Result<()> {
     if missing_libraries(fresh)?.is_empty() {
         return Ok(());
     }
-    let names: Vec<String> = apt
-        .dependencies("qemu-system-x86")?
-        .into_iter()
-        .filter(|name| name.starts_with("lib") && name != "libc6")
-        .collect();
+    let mut names = Vec::new();
+    for package in PACKAGES.iter().filter(|package| package.starts_with("qemu-system-")) {
+        names.extend(apt.dependencies(package)?);
+    }
+    names.retain(|name| name.starts_with("lib") && name != "libc6");
+    names.sort();
+    names.dedup();
     for deb in apt.debs(&names)? {
         let aside = fresh.join("aside");
         deb.unpack(&aside)?;
@@ -109,14 +130,19 @@ fn keep_missing(fresh: &Path) -> Result<()> {
 
 fn missing_libraries(fresh: &Path) -> Result<Vec<String>> {
     let libraries = fresh.join("usr/lib/x86_64-linux-gnu");
-    let text = step::output(Command::new("ldd").arg(fresh.join(PROGRAM)).env("LD_LIBRARY_PATH", libraries))?;
+    let programs = PROGRAMS.iter().map(|name| fresh.join("usr/bin").join(name));
+    let text = step::output(Command::new("ldd").args(programs).env("LD_LIBRARY_PATH", libraries))?;
     let missing = text.lines().filter(|line| line.ends_with("=> not found"));
     Ok(missing.filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect())
 }
 
-/// It must start: print its version, and make a machine and leave it.
+/// They must start: print their version, and make a machine and leave it.
 fn try_it(home: &Path) -> Result<()> {
-    let program = home.join("qemu-system-x86_64");
+    PROGRAMS.iter().try_for_each(|name| try_program(home, name))
+}
+
+fn try_program(home: &Path, name: &str) -> Result<()> {
+    let program = home.join(name);
     let text = step::output(Command::new(&program).arg("-version"))?;
     if !text.contains("version 7.2.") {
         bail!("{} says that it is {}", program.display(), text.lines().next().unwrap_or_default());
