@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use qmp::Client;
+use qmp::{Address, Client};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use vde_tests::process::{Owned, wait_until};
@@ -207,7 +207,7 @@ fn monitor_sees_shared_memory_and_a_live_socket() {
     let socket = folder.path().join("qmp");
     let qmp = format!("unix:{},server=on,wait=off", socket.display());
     let mut machine = Owned::new(vdeq(&switch, &["-qmp", &qmp]).unwrap().spawn().unwrap(), "QEMU");
-    let connect = || Ok(Client::connect(&socket, LIMIT).ok());
+    let connect = || Ok(Client::connect(&Address::Unix(socket.clone()), LIMIT).ok());
     let mut monitor = wait_until("the monitor", LIMIT, connect).unwrap();
     let memory = monitor.execute("query-memdev", json!({})).unwrap();
     assert_eq!((&memory[0]["id"], &memory[0]["share"]), (&json!("pc.ram"), &json!(true)), "{memory}");

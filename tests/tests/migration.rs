@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use qmp::Client;
+use qmp::{Address, Client};
 use serde_json::{Value, json};
 use vde_tests::{Guest, Kernel, Machine, Station, Switch, places, process};
 
@@ -35,8 +35,8 @@ fn machine(home: &Path, place: &str, properties: &str) -> Machine {
 }
 
 fn monitor(home: &Path, place: &str) -> Client {
-    let path = home.join(format!("{place}.qmp"));
-    process::wait_until("the monitor", LIMIT, || Ok(Client::connect(&path, LIMIT).ok())).unwrap()
+    let address = Address::Unix(home.join(format!("{place}.qmp")));
+    process::wait_until("the monitor", LIMIT, || Ok(Client::connect(&address, LIMIT).ok())).unwrap()
 }
 
 /// Moves the guest to the QEMU at `there`, which waits for it.
