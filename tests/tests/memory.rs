@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use qmp::Client;
+use qmp::{Address, Client};
 use serde_json::{Value, json};
 use vde_tests::{Guest, Machine, Qemu, Station, Switch, process};
 
@@ -54,12 +54,12 @@ impl Wired {
 /// A guest with one NIC and nothing said about memory but its size.
 fn plain_guest(name: &str, qemu: Qemu) -> Wired {
     let folder = tempfile::tempdir().unwrap();
-    let socket = folder.path().join("qmp");
-    let monitor = format!("unix:{},server=on,wait=off", socket.display());
+    let address = Address::Unix(folder.path().join("qmp"));
+    let monitor = format!("{address},server=on,wait=off");
     let mut wired = Wired::start(name, |machine| machine.qemu(qemu).args(&["-qmp", &monitor]));
     wired.ping(20);
     let mut client =
-        process::wait_until("the monitor", LIMIT, || Ok(Client::connect(&socket, LIMIT).ok())).unwrap();
+        process::wait_until("the monitor", LIMIT, || Ok(Client::connect(&address, LIMIT).ok())).unwrap();
     let memory: Value = client.execute("query-memdev", json!({})).unwrap();
     assert_eq!((&memory[0]["id"], &memory[0]["share"]), (&json!("pc.ram"), &json!(true)), "{memory}");
     assert_eq!(memory[0]["size"], 256 << 20);
