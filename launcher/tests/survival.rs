@@ -10,7 +10,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use qmp::Client;
+use qmp::{Address, Client};
 use rig::{
     Daemon, LIMIT, Rig, Running, finish_child, gone, private_dir, processes_with, spawn, stderr, stdout,
     until,
@@ -64,7 +64,7 @@ fn monitor_words(rig: &Rig) -> [String; 2] {
 fn monitor(rig: &Rig) -> Client {
     let mut client = None;
     until("QEMU's monitor", || {
-        client = Client::connect(&rig.path("qmp"), LIMIT).ok();
+        client = Client::connect(&Address::Unix(rig.path("qmp")), LIMIT).ok();
         client.is_some()
     });
     std::fs::remove_file(rig.path("qmp")).ok();
@@ -323,7 +323,7 @@ fn descriptors_of_the_caller_are_qemus() {
         }
         let child = spawn(command.stdin(OwnedFd::from(theirs)));
         drop(command);
-        let mut monitor = Client::new(ours, LIMIT).expect("the monitor on number 7");
+        let mut monitor = Client::new(ours.into(), LIMIT).expect("the monitor on number 7");
         assert!(is_connected(&mut monitor));
         let disks = monitor.execute("query-block", json!({})).expect("disks").to_string();
         assert!(disks.contains("/dev/fdset/1"), "{disks}");

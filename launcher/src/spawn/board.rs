@@ -89,7 +89,7 @@ impl Emulator {
         let mut child = command.stderr(errors_writer).spawn().map_err(failed)?;
         // The command holds our copies of the child's ends.
         drop(command);
-        match Client::new(ours, LIMIT) {
+        match Client::new(ours.into(), LIMIT) {
             Ok(client) => Ok(Self { child, client }),
             Err(error) => {
                 end(&mut child);

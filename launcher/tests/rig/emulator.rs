@@ -46,7 +46,7 @@ impl Paused {
         let child = spawn_quiet(command.stdout(OwnedFd::from(theirs)));
         // The ends of the child must be its own for us to see it end.
         command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null());
-        match qmp::Client::new(ours, LIMIT) {
+        match qmp::Client::new(ours.into(), LIMIT) {
             Ok(client) => Self { client, child },
             Err(error) => panic!("{command:?}: {error}: {}", stderr(&finish_child(child))),
         }
