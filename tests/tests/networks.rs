@@ -1,6 +1,7 @@
 //! Guests on every kind of network that is no `vde_switch`: nodes that our back end serves, a network namespace through
 //! a veth pair, and what the installed plug-ins reach.
 
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -96,7 +97,8 @@ fn guests_and_old_clients_meet_on_a_switch_and_a_cable_of_ours() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("node");
     let node = format!("switch://{}", path.display());
-    let cable = format!("ptp://{}", dir.path().join("cable").display());
+    let cable_path = dir.path().join("cable");
+    let cable = format!("ptp://{}", cable_path.display());
     let mut owner = Guest::start("node-owner", &machine(&[&node, &cable])).unwrap();
     let joiner = Machine::new()
         .through_vdeq()
@@ -121,7 +123,9 @@ fn guests_and_old_clients_meet_on_a_switch_and_a_cable_of_ours() {
     carries_large_frames(&mut owner, &mut joiner, 1, "10.0.1.2");
     assert!(joiner.power_off(LIMIT).unwrap().success());
 
-    // A program that does not takes the place of the one at the other end of the cable.
+    // A program that does not takes the place of the one at the other end of the cable, as soon as that one's is free.
+    let free = || Ok(UnixDatagram::unbound()?.connect(&cable_path).ok());
+    process::wait_until("the cable's end to be free", LIMIT, free).unwrap();
     let _old = Station::start_at(Path::new(&cable), 98, true).unwrap();
     owner.run_ok("ip route add 10.0.0.98/32 dev eth1 src 10.0.1.1", LIMIT).unwrap();
     ping(&mut owner, "10.0.0.98");
