@@ -15,6 +15,8 @@ use crate::props::Props;
 pub enum Bus {
     /// `virtio-net-pci`, also through `-net nic`.
     Pci,
+    /// `virtio-net-pci` by `-device` alone: the board makes no PCI NIC of `-net nic`.
+    BarePci,
     /// `virtio-net-device` on virtio-mmio.
     Mmio,
     /// `virtio-net-ccw`.
@@ -29,8 +31,8 @@ pub enum Bus {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Board {
     /// The id that QEMU gives to RAM made by `-m`; an object that takes its place must have it too,
-    /// or a migration from or to a plain QEMU fails.
-    pub ram_id: Cow<'static, str>,
+    /// or a migration from or to a plain QEMU fails. `None` for a board that makes its RAM in a way of its own.
+    pub ram_id: Option<Cow<'static, str>>,
     /// RAM without `-m`, in bytes, where known.
     pub default_ram: Option<u64>,
     /// Where a virtio NIC goes.
@@ -65,6 +67,8 @@ pub struct Machine {
     pub memory_size: Option<String>,
     /// Guest memory is hidden from the host, therefore from the back end too.
     pub confidential: bool,
+    /// The guest runs under Xen, which has its memory.
+    pub under_xen: bool,
     /// The accelerators in the order of preference.
     accelerators: Vec<String>,
     /// Whether the guest's processor is another than the host's.
@@ -93,6 +97,8 @@ impl Machine {
         machine.foreign = !arch.is_empty() && !runs_natively(arch);
         machine.board = board(arch, machine.kind.as_deref());
         machine.is_listed = machine.board.is_some();
+        let first = machine.accelerators.first().is_some_and(|first| first == "xen");
+        machine.under_xen = first || machine.kind.as_ref().is_some_and(|kind| kind.starts_with("xen"));
         machine
     }
 
@@ -103,6 +109,7 @@ impl Machine {
             Ok(Told { arch, kind, board: told }) => {
                 let listed = board(&arch, Some(&kind));
                 self.is_listed = listed.is_some();
+                self.foreign = !runs_natively(&arch);
                 self.board = Some(listed.unwrap_or(told));
             }
             Err(reason) => self.unanswered = Some(reason),
@@ -143,7 +150,7 @@ impl Machine {
 
     /// A PC, with PCI or without.
     pub fn is_pc(&self) -> bool {
-        self.board.as_ref().is_some_and(|board| board.ram_id == "pc.ram")
+        self.board.as_ref().and_then(|board| board.ram_id.as_ref()).is_some_and(|id| id == "pc.ram")
     }
 
     /// Where a virtio NIC goes; PCI if nothing better is known.
@@ -176,7 +183,8 @@ fn board(arch: &str, kind: Option<&str>) -> Option<Board> {
     let versioned = |name: &str| {
         kind.is_some_and(|kind| kind == name || kind.strip_prefix(name).is_some_and(|v| v.starts_with('-')))
     };
-    let one = |ram_id, default_ram, bus| Some(Board { ram_id: Cow::Borrowed(ram_id), default_ram, bus });
+    let one =
+        |ram_id, default_ram, bus| Some(Board { ram_id: Some(Cow::Borrowed(ram_id)), default_ram, bus });
     let x86 = matches!(arch, "x86_64" | "i386");
     let old_pc = kind
         .and_then(|kind| kind.strip_prefix("pc-"))
@@ -195,7 +203,9 @@ fn board(arch: &str, kind: Option<&str>) -> Option<Board> {
     match arch {
         "arm" | "aarch64" if versioned("virt") => one("mach-virt.ram", Some(128 * MIB), Bus::Pci),
         "aarch64" if versioned("sbsa-ref") => one("sbsa-ref.ram", Some(1024 * MIB), Bus::Pci),
-        "riscv32" | "riscv64" if versioned("virt") => one("riscv_virt_board.ram", Some(128 * MIB), Bus::Pci),
+        "riscv32" | "riscv64" if versioned("virt") => {
+            one("riscv_virt_board.ram", Some(128 * MIB), Bus::BarePci)
+        }
         "loongarch64" if kind.is_none() || versioned("virt") => {
             one("loongarch.ram", Some(1024 * MIB), Bus::Pci)
         }
@@ -236,7 +246,8 @@ mod tests {
             ("qemu-system-s390x", "", Some("s390.ram")),
             ("qemu-system-x86_64", "-M xenfv", None),
         ] {
-            assert_eq!(read(program, line).board.as_ref().map(|b| &*b.ram_id), ram, "{program} {line}");
+            let id = read(program, line).board.and_then(|board| board.ram_id);
+            assert_eq!(id.as_deref(), ram, "{program} {line}");
         }
     }
 

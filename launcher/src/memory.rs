@@ -71,6 +71,13 @@ pub fn share(machine: &Machine, tokens: &[Token], edits: &mut Edits) -> Result<M
                 .into(),
         ));
     }
+    if machine.under_xen {
+        return Err(Error::Memory(
+            "the memory of a guest under Xen cannot be shared with a back end; \
+             run it under another accelerator, or give the VDE NIC a model=e1000"
+                .into(),
+        ));
+    }
     let numa = numa_objects(tokens);
     if let Some(id) = &machine.memory_backend {
         object::share(id, "-machine memory-backend", tokens, edits, &mut memory)?;
@@ -102,15 +109,19 @@ fn replace_default(
     edits: &mut Edits,
     memory: &mut Memory,
 ) -> Result<(), Error> {
+    let kind =
+        machine.kind.as_ref().map_or("the default machine".to_owned(), |kind| format!("machine {kind}"));
     let board = machine.board.as_ref().ok_or_else(|| {
-        let kind = machine
-            .kind
-            .as_deref()
-            .map_or("the default machine".to_owned(), |kind| format!("machine {kind}"));
         let said = machine.unanswered.as_deref().map(|said| format!(" ({said})")).unwrap_or_default();
         Error::Memory(format!("the memory of {kind} in this emulator is not known{said}; {REMEDY}"))
     })?;
-    if object::find(&board.ram_id, tokens).is_some() {
+    let ram_id = board.ram_id.as_ref().ok_or_else(|| {
+        Error::Memory(format!(
+            "{kind} makes its memory in a way of its own, which cannot be shared; \
+             give the VDE NIC a model that is not virtio, or none"
+        ))
+    })?;
+    if object::find(ram_id, tokens).is_some() {
         // Its name is reserved for what -m makes: QEMU refuses it with an explanation.
         return Ok(());
     }
@@ -129,7 +140,6 @@ fn replace_default(
         })?,
     };
     memory.bytes = Some(bytes);
-    let ram_id = &board.ram_id;
     let paths: Vec<usize> = (0..tokens.len()).filter(|&at| tokens[at].is("mem-path")).collect();
     let object = match paths.last().and_then(|&at| tokens[at].text()) {
         Some(path) => {

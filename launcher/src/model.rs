@@ -71,7 +71,7 @@ impl Model {
     /// user chose for NICs without one.
     pub fn of(model: Option<&str>, default: Option<&str>, machine: &Machine) -> Result<Self, String> {
         let virtio = match machine.bus() {
-            Bus::Pci | Bus::Isa | Bus::OnBoard => "virtio-net-pci",
+            Bus::Pci | Bus::BarePci | Bus::Isa | Bus::OnBoard => "virtio-net-pci",
             Bus::Mmio => "virtio-net-device",
             Bus::Ccw => "virtio-net-ccw",
         };
@@ -79,6 +79,12 @@ impl Model {
         let (device, protocol) = match model.or(default) {
             None if machine.bus() == Bus::Isa => (Some("ne2k_isa"), Protocol::Stream),
             None if !machine.is_listed => (None, Protocol::Stream),
+            Some("virtio" | "virtio-net") if machine.bus() == Bus::OnBoard => {
+                let kind = machine.kind.as_deref().unwrap_or("this machine");
+                return Err(format!(
+                    "no virtio NIC fits {kind}, which has no PCI; leave model= out for its own"
+                ));
+            }
             None | Some("virtio" | "virtio-net") => (Some(virtio), Protocol::VhostUser),
             Some(OWN) if is_bare => (None, Protocol::Stream),
             Some(model) if is_virtio(model) => (Some(model), Protocol::VhostUser),
@@ -108,10 +114,12 @@ impl Model {
         self.device.as_deref().is_none_or(|device| !is_virtio(device) || device.starts_with("virtio-net-pci"))
     }
 
-    /// Whether `-net nic` and `-nic` have no name for it. They know models, not every device.
-    pub fn is_device_only(&self) -> bool {
+    /// Whether `-net nic` and `-nic` do not make it on this machine. They know models, not every device, and a board
+    /// may know none but its own.
+    pub fn is_device_only(&self, machine: &Machine) -> bool {
         let device = self.device.as_deref().unwrap_or("");
-        device == "usb-net" || (is_virtio(device) && !device.starts_with("virtio-net-pci"))
+        let is_pci = device.starts_with("virtio-net-pci") || ON_PC.contains(&device);
+        device == "usb-net" || (is_virtio(device) && !is_pci) || (is_pci && machine.bus() == Bus::BarePci)
     }
 
     /// Its name for people.

@@ -95,7 +95,7 @@ impl Netdev {
             }
             Some(User::Nic { props, .. }) => {
                 let model = Model::of(props.get("model"), request.default_model.as_deref(), machine);
-                model.map_err(|problem| words.refuse(format!("its NIC has an {problem}")))?
+                model.map_err(|problem| words.refuse(format!("its NIC: {problem}")))?
             }
             Some(User::Hub) => Model { device: None, protocol: Protocol::Stream },
             None => Model { device: None, protocol: Protocol::VhostUser },
@@ -163,7 +163,7 @@ impl Netdev {
             edited.set("mq", Value::Bool(true));
         }
         let pci = driver.starts_with("virtio-net-pci")
-            || (driver == "virtio-net" && wiring.machine.bus() == Bus::Pci);
+            || (driver == "virtio-net" && wiring.machine.bus() != Bus::Ccw);
         if pci && properties.get("vectors").is_none() && wiring.crashes_with_vectors(&self.model) {
             edited.set("vectors", 0.into());
         }
@@ -174,7 +174,7 @@ impl Netdev {
 
     fn adapt_nic(&self, token: usize, props: &Props, wiring: &Wiring<'_>, edits: &mut Edits) {
         let nic = Nic::new(token, props);
-        if self.model.is_device_only() || self.queues > 1 {
+        if self.model.is_device_only(wiring.machine) || self.queues > 1 {
             edits.replace(token, wiring.nic(&nic, &self.model, &self.id, self.queues));
             return;
         }

@@ -101,7 +101,7 @@ impl NicOption {
     /// Puts a NIC of our back end on socket `index` in its place.
     pub fn wire(&self, wiring: &Wiring<'_>, index: usize, edits: &mut Edits) -> NicPlan {
         let ours = wiring.id(index);
-        let stays = self.stays && self.queues == 1 && !self.model.is_device_only();
+        let stays = self.stays && self.queues == 1 && !self.model.is_device_only(wiring.machine);
         let on_hub = stays && !self.model.is_virtio();
         // The id that the user gave is that of what the NIC is connected to.
         let netdev = self.id.as_ref().filter(|_| !on_hub).unwrap_or(&ours);

@@ -105,7 +105,8 @@ impl Wiring<'_> {
         // `-net nic` knows nothing of queue pairs, and QEMU 10 ignores its addr=. A device that claims
         // a slot may collide with a NIC that is created before it.
         let placed = nic.addr.is_some() || self.tokens.iter().any(has_slot);
-        let device = model.device.as_deref().filter(|_| placed || queues > 1 || model.is_device_only());
+        let device =
+            model.device.as_deref().filter(|_| placed || queues > 1 || model.is_device_only(self.machine));
         let mut text = match (device, &model.device) {
             (Some(device), _) => format!("{},netdev={id}", double(device)),
             (None, Some(device)) => format!("nic,netdev={id},model={}", double(device)),

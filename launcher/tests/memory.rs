@@ -289,7 +289,8 @@ fn libvirts_question_about_the_emulator_is_answered_as_without_vdeq() {
                 let output = finish(&mut command);
                 assert!(output.status.success() && stdout(&output).is_empty(), "{}", stderr(&output));
                 let daemon = rig::Daemon::new(rig.read("pidfile").trim().parse().expect("a PID"));
-                let mut client = qmp::Client::connect(&qmp::Address::Unix(socket.clone().into()), rig::LIMIT).expect("a monitor");
+                let mut client = qmp::Client::connect(&qmp::Address::Unix(socket.clone().into()), rig::LIMIT)
+                    .expect("a monitor");
                 let ask = |question: &&str| match client.execute(question, json!({})) {
                     Ok(answer) => answer,
                     Err(error) => Value::from(error.to_string()),

@@ -1,9 +1,12 @@
 //! Command lines and what becomes of them, from `rewriting.txt`.
 //!
-//! A case is a line `$ [@VERSION ][kvm ]NAME ARGUMENTS`, as a shell would read it (single and double
+//! A case is a line `$ [@VERSION ][kvm ][<TOLD> ]NAME ARGUMENTS`, as a shell would read it (single and double
 //! quotes only; VERSION of QEMU, 10.0.2 unless given), followed by the outcome: `>` the back end's and
 //! QEMU's lines, `!` what the user is told, `E` a refusal with its exit status. `VDEQ_BLESS=1` writes
 //! the outcomes anew; the difference is then for the author to judge.
+//!
+//! TOLD is what the emulator answers when it is asked about its machine: architecture, type, name of its memory (or -),
+//! bytes of it (0: not known) and bus, or a reason why there is no answer. Only who needs it gets it.
 
 use std::ffi::OsString;
 use std::fmt::Write;
@@ -11,6 +14,7 @@ use std::path::Path;
 
 use vdeq::cli::{self, Command, Request};
 use vdeq::error::Error;
+use vdeq::machine::{Board, Bus, Told};
 use vdeq::plan::Plan;
 use vdeq::rewrite::{Facts, Rewrite};
 use vdeq::version::QemuVersion;
@@ -48,6 +52,30 @@ fn plan(request: &Request, facts: &Facts) -> Result<Plan, Error> {
     Rewrite::read(&program, request)?.plan(&request.program, facts)
 }
 
+/// The plan for a machine that the emulator has to be asked about, or that must not need it.
+fn answered(request: &Request, facts: &Facts, answer: Result<Told, String>) -> Result<Plan, Error> {
+    let program = request.program.to_string_lossy();
+    let rewrite = Rewrite::read(&program, request)?;
+    assert!(rewrite.unknown_machine().is_some(), "{program} need not be asked");
+    Rewrite::read_answered(&program, request, answer)?.plan(&request.program, facts)
+}
+
+/// Reads TOLD.
+fn told(text: &str) -> Result<Told, String> {
+    let words: Vec<&str> = text.split(' ').collect();
+    let [arch, kind, ram_id, bytes, bus] = words[..] else { return Err(text.to_owned()) };
+    let bus = match bus {
+        "pci" => Bus::BarePci,
+        "mmio" => Bus::Mmio,
+        "on-board" => Bus::OnBoard,
+        other => panic!("no bus: {other}"),
+    };
+    let default_ram = Some(bytes.parse().expect("bytes")).filter(|&bytes| bytes != 0);
+    let ram_id = Some(ram_id).filter(|id| *id != "-").map(|id| id.to_owned().into());
+    let board = Board { ram_id, default_ram, bus };
+    Ok(Told { arch: arch.to_owned(), kind: kind.to_owned(), board })
+}
+
 /// Carries a case out.
 fn outcome(case: &str) -> String {
     let (mut line, mut version, mut kvm) = (case, QemuVersion(10, 0, 2), false);
@@ -59,10 +87,15 @@ fn outcome(case: &str) -> String {
     if let Some(rest) = line.strip_prefix("kvm ") {
         (kvm, line) = (true, rest);
     }
+    let mut answer = None;
+    if let Some((text, rest)) = line.strip_prefix('<').and_then(|rest| rest.split_once("> ")) {
+        (answer, line) = (Some(told(text)), rest);
+    }
     let mut text = String::new();
-    let outcome = cli::parse(words(line)).and_then(|command| match command {
-        Command::Run(request) => plan(&request, &facts(version, kvm)),
-        other => panic!("{case} is not a VM but {other:?}"),
+    let outcome = cli::parse(words(line)).and_then(|command| match (command, answer.clone()) {
+        (Command::Run(request), None) => plan(&request, &facts(version, kvm)),
+        (Command::Run(request), Some(answer)) => answered(&request, &facts(version, kvm), answer),
+        (other, _) => panic!("{case} is not a VM but {other:?}"),
     });
     match outcome {
         Ok(plan) => {

@@ -13,6 +13,7 @@
 //! | `query-memory-size-summary` | how much there is without `-m` |
 //! | `query-target`, `query-pci`, `qom-list` | where a virtio NIC can be attached |
 
+use std::borrow::Cow;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -56,10 +57,10 @@ fn ask(program: &Path, kind: Option<&str>) -> Result<Told, String> {
         let machines = emulator.question("query-machines", json!({}))?;
         Ok((emulator.architecture()?, ram_id(&machines, kind)?))
     });
-    let told = |(arch, ram_id): (String, String)| Told {
+    let told = |(arch, ram_id): (String, Option<String>)| Told {
         arch,
         kind: kind.to_owned(),
-        board: Board { ram_id: ram_id.into(), default_ram: None, bus: Bus::Pci },
+        board: Board { ram_id: ram_id.map(Cow::Owned), default_ram: None, bus: Bus::BarePci },
     };
     listed.map(told).map_err(|_| refusal)
 }
@@ -118,7 +119,7 @@ impl Emulator {
         let default_ram = summary["base-memory"].as_u64().filter(|&bytes| bytes != 0);
         let arch = self.architecture()?;
         let bus = self.bus(&arch)?;
-        Ok(Told { arch, kind, board: Board { ram_id: ram_id.into(), default_ram, bus } })
+        Ok(Told { arch, kind, board: Board { ram_id: ram_id.map(Cow::Owned), default_ram, bus } })
     }
 
     fn bus(&mut self, arch: &str) -> Result<Bus, String> {
@@ -128,7 +129,7 @@ impl Emulator {
         }
         // An emulator built without PCI does not know the command.
         if self.question("query-pci", json!({})).is_ok_and(|buses| is_filled(&buses)) {
-            return Ok(Bus::Pci);
+            return Ok(Bus::BarePci);
         }
         let devices = self.question("qom-list", json!({ "path": "/machine/unattached" }))?;
         let mut kinds = devices.as_array().into_iter().flatten().map(|device| &device["type"]);
@@ -136,13 +137,12 @@ impl Emulator {
     }
 }
 
-/// The name of a machine's memory in the answer to `query-machines`.
-fn ram_id(machines: &Value, kind: &str) -> Result<String, String> {
+/// The name of a machine's memory, if `-m` makes that, in the answer to `query-machines`.
+fn ram_id(machines: &Value, kind: &str) -> Result<Option<String>, String> {
     let list = machines.as_array().into_iter().flatten();
     let mut named = list.filter(|machine| machine["name"] == kind || machine["alias"] == kind);
     let machine = named.next().ok_or_else(|| format!("it has no machine {kind}"))?;
-    let id = machine["default-ram-id"].as_str();
-    id.map(str::to_owned).ok_or_else(|| format!("memory of {kind} is not made by -m"))
+    Ok(machine["default-ram-id"].as_str().map(str::to_owned))
 }
 
 /// The line in which QEMU says why it ends, without its name.
@@ -169,9 +169,11 @@ mod tests {
             {"name": "virt-7.2", "alias": "virt", "default-ram-id": "mach-virt.ram"},
             {"name": "old", "cpu-max": 1},
         ]);
-        assert_eq!(ram_id(&machines, "virt").as_deref(), Ok("mach-virt.ram"));
-        assert_eq!(ram_id(&machines, "virt-7.2").as_deref(), Ok("mach-virt.ram"));
-        assert!(ram_id(&machines, "old").expect_err("no name").contains("not made by -m"));
+        for (kind, id) in
+            [("virt", Some("mach-virt.ram")), ("virt-7.2", Some("mach-virt.ram")), ("old", None)]
+        {
+            assert_eq!(ram_id(&machines, kind), Ok(id.map(str::to_owned)), "{kind}");
+        }
         assert!(ram_id(&machines, "new").expect_err("no machine").contains("no machine new"));
     }
 
