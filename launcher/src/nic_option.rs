@@ -3,7 +3,8 @@
 //! QEMU makes the NICs of `-nic` first, then those of `-net nic`, then devices; the order decides about
 //! slots and MAC addresses. So ours becomes a netdev and a `-net nic` if no other NIC comes between, and
 //! else a `-nic` again, at the same place: of type `vhost-user`, or a port of a hub of its own with our
-//! stream netdev on the other port, because `-nic` has no way to say where a stream goes.
+//! stream netdev on the other port, because `-nic` has no way to say where a stream goes. A virtio NIC that stays has no
+//! interrupt vectors, as QEMU gives none to the NICs of `-nic`; one that leaves has.
 
 use crate::argv::Token;
 use crate::cli::Request;
@@ -116,9 +117,6 @@ impl NicOption {
         } else {
             // The chardev is the same; the netdev comes with the NIC.
             words.truncate(2);
-            if wiring.crashes_with_vectors(&self.model) {
-                words.extend(["-global".to_owned(), format!("{}.vectors=0", self.model.name())]);
-            }
             words.extend(self.as_nic(&format!("vhost-user,chardev={}", wiring.chardev(index)), Some(netdev)));
         }
         edits.replace(self.token, words);

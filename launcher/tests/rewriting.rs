@@ -108,7 +108,7 @@ fn outcome(case: &str) -> String {
 }
 
 #[test]
-fn command_lines_become_what_is_written() {
+fn q_1_q_12_command_lines_become_what_is_written() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/rewriting.txt");
     let expected = std::fs::read_to_string(&file).expect("the table");
     let (mut actual, mut cases) = (String::new(), 0);
@@ -153,6 +153,23 @@ mod properties {
         ]
     }
 
+    /// A virtio NIC on a VDE network, or none.
+    fn ours() -> impl Strategy<Value = Option<Vec<OsString>>> {
+        let words = |words: &[&str]| Just(Some(words.iter().map(OsString::from).collect::<Vec<_>>()));
+        prop_oneof![
+            Just(None),
+            words(&["-net", "nic,model=virtio", "-net", "vde,sock=/tmp/sw"]),
+            words(&["-nic", "vde,model=virtio,id=our-id"]),
+            words(&["-device", "virtio-net-pci,netdev=our-id", "-netdev", "vde,id=our-id,queues=2"]),
+            words(&[
+                "-netdev",
+                r#"{"type":"vde","id":"our-id"}"#,
+                "-device",
+                "{'netdev':'our-id','driver':'virtio-net-pci'}"
+            ]),
+        ]
+    }
+
     fn run(args: Vec<OsString>) -> Result<Plan, Error> {
         let request = Request { program: "qemu-system-x86_64".into(), args, ..Request::default() };
         plan(&request, &facts(QemuVersion(10, 0, 2), false))
@@ -160,21 +177,20 @@ mod properties {
 
     proptest! {
         #[test]
-        fn foreign_words_pass_in_order(parts in proptest::collection::vec(foreign(), 0..12), at in 0usize..12, vde in any::<bool>()) {
+        fn foreign_words_pass_in_order(parts in proptest::collection::vec(foreign(), 0..12), at in 0usize..12, vde in ours()) {
             let foreign: Vec<OsString> = parts.concat();
             let mut parts = parts;
-            if vde {
-                let pair = ["-net", "nic,model=virtio", "-net", "vde,sock=/tmp/sw"];
-                parts.insert(at.min(parts.len()), pair.map(OsString::from).to_vec());
-            }
+            let is_vde = vde.is_some();
+            parts.splice(at.min(parts.len())..at.min(parts.len()), vde);
             let arguments = run(parts.concat()).expect("a good line").arguments;
-            if vde {
-                let ours = ["-chardev", "-netdev", "-net", "-object", "-machine"];
+            if is_vde {
+                let ours = ["-chardev", "-netdev", "-net", "-nic", "-device", "-object", "-machine"];
+                let marks = ["vdeq0", "pc.ram", "our-id"];
                 let mut rest = Vec::new();
                 let mut words = arguments.into_iter();
                 while let Some(word) = words.next() {
                     let value = words.as_slice().first().map(|value| value.to_string_lossy().into_owned()).unwrap_or_default();
-                    if ours.iter().any(|name| word == *name) && (value.contains("vdeq0") || value.contains("pc.ram")) {
+                    if ours.iter().any(|name| word == *name) && marks.iter().any(|mark| value.contains(mark)) {
                         words.next();
                     } else {
                         rest.push(word);
@@ -192,8 +208,10 @@ mod properties {
             model in prop_oneof![Just(""), Just(",model=virtio"), Just(",model=e1000"), Just(",addr=7")],
             sock in "[a-z,/=\\[\\]]{0,8}",
             nic in any::<bool>(),
+            ours in ours(),
         ) {
             let mut args: Vec<OsString> = parts.concat();
+            args.extend(ours.into_iter().flatten());
             args.extend(["-net".into(), format!("vde,sock=\"{sock}\"").into()]);
             if nic {
                 args.extend(["-net".into(), format!("nic{model}").into()]);
@@ -205,7 +223,7 @@ mod properties {
         }
 
         #[test]
-        fn no_line_panics(line in proptest::collection::vec("(-{0,2}(net|nic|m|machine|object|device|numa|sock|mod)|[ -~é]{0,10}|(nic|vde|user|size|memory-backend-file)[a-z=,\"{}0-9.]{0,20})", 0..8)) {
+        fn no_line_panics(line in proptest::collection::vec("(-{0,2}(net|netdev|nic|m|machine|object|device|numa|sock|mod)|[ -~é]{0,10}|(nic|vde|user|size|memory-backend-file)[a-z=,\"{}0-9.]{0,20}|\\{['\"](type|id|netdev|driver)['\"]:['\"](vde|a|virtio-net)['\"](,'(id|queues|mode)':('a'|2|null|\\[\\]))?\\})", 0..8)) {
             let words: Vec<OsString> = std::iter::once("vdeq".into()).chain(line.iter().map(OsString::from)).collect();
             let outcome = cli::parse(words).and_then(|command| match command {
                 Command::Run(request) => plan(&request, &facts(QemuVersion(7, 2, 0), false)).map(drop),

@@ -1,4 +1,5 @@
-//! Guests without virtio drivers: NICs that QEMU emulates, on the same back end and the same networks.
+//! Guests without virtio drivers: NICs that QEMU emulates, on the same back end and the same networks, by each of the
+//! options that `vdeq` knows.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -29,7 +30,47 @@ fn machine(qemu: Qemu) -> Machine {
 
 /// The words for a NIC of this model; its number is the end of its MAC address.
 fn nic(model: &str, number: usize) -> String {
-    format!("nic,model={model},macaddr=52:54:00:00:00:{number:02x}")
+    format!("nic,model={model},{}", mac("macaddr", number))
+}
+
+fn mac(key: &str, number: usize) -> String {
+    format!("{key}=52:54:00:00:00:{number:02x}")
+}
+
+/// In what words a NIC and its network are given.
+#[derive(Clone, Copy)]
+enum Form {
+    /// `-net nic` and `-net vde`.
+    Net,
+    /// `-device` and `-netdev vde`.
+    Netdev,
+    /// The same in JSON, with two queue pairs.
+    Json,
+    /// `-nic vde`.
+    Nic,
+}
+
+/// Gives the machine a NIC of this model on the switch.
+fn with_nic(machine: Machine, form: Form, model: &str, number: usize, switch: &Path) -> Machine {
+    let (sock, id) = (switch.display(), format!("net{number}"));
+    match form {
+        Form::Net => machine.vdeq_nic_on(&nic(model, number), &[switch]),
+        Form::Netdev => machine.args(&[
+            "-device",
+            &format!("{model},netdev={id},{}", mac("mac", number)),
+            "-netdev",
+            &format!("vde,id={id},sock={sock}"),
+        ]),
+        Form::Json => {
+            let mac = format!("52:54:00:00:00:{number:02x}");
+            let netdev = serde_json::json!({ "type": "vde", "id": id, "sock": switch, "queues": 2 });
+            let device = serde_json::json!({ "driver": model, "netdev": id, "mac": mac });
+            machine.args(&["-netdev", &netdev.to_string(), "-device", &device.to_string()])
+        }
+        Form::Nic => {
+            machine.args(&["-nic", &format!("vde,sock={sock},model={model},{}", mac("mac", number))])
+        }
+    }
 }
 
 /// Fetches a file of 3 MiB by TCP and compares it with the original.
@@ -46,30 +87,33 @@ fn fetch_file(from: &mut Guest, to: &mut Guest, address: &str) {
     assert_eq!(sum(from, "/tmp/data"), sum(to, "/tmp/got"));
 }
 
-/// One guest with a NIC of each model, one with e1000 and one with virtio: all models talk to both of these, and to a host
-/// process.
+/// One guest with a NIC of each model, one with e1000 and one with virtio in this form: all models talk to both of these, and
+/// to a host process.
 ///
 /// Model N is alone in the network 10.0.N.0/24 of its guest, and answers for no other address of it.
-fn models_talk(qemu: Qemu, name: &str, models: &[&str]) {
+fn models_talk(qemu: Qemu, name: &str, virtio_form: Form, models: &[(Form, &str)]) {
     let switch = Switch::start().unwrap();
     let station = Station::start(&switch, 99).unwrap();
     station.wait_plugged(&switch).unwrap();
     let path = switch.path();
-    let mut virtio = machine(qemu).vdeq_nic_on(&nic("virtio", 101), &[&path]);
-    let mut e1000 = machine(qemu).vdeq_nic_on(&nic("e1000", 102), &[&path]);
+    let mut virtio = with_nic(machine(qemu), virtio_form, "virtio-net-pci", 101, &path);
+    let mut e1000 = with_nic(machine(qemu), Form::Nic, "e1000", 102, &path);
     let mut all = machine(qemu);
-    for (number, model) in models.iter().enumerate() {
+    for (number, (form, model)) in models.iter().enumerate() {
         virtio = virtio.address(0, &format!("10.0.{number}.1/24"));
         e1000 = e1000.address(0, &format!("10.0.{number}.2/24"));
-        all = all.vdeq_nic_on(&nic(model, number), &[&path]);
+        all = with_nic(all, *form, model, number, &path);
     }
     let names = ["virtio", "e1000", "all"].map(|guest| format!("models-{name}-{guest}"));
     let mut guests =
         Guest::start_all(&[(&names[0], &virtio), (&names[1], &e1000), (&names[2], &all)]).unwrap();
     guests.iter_mut().for_each(wait_carrier);
     let [virtio, e1000, all] = guests.as_mut_slice() else { panic!("three guests") };
+    // Bit 22: several queue pairs.
+    let pairs = virtio.run_ok("cut -c 23 /sys/class/net/eth0/device/features", LIMIT).unwrap();
+    assert_eq!(pairs.trim() == "1", matches!(virtio_form, Form::Json), "{pairs}");
     all.run_ok("echo 1 >/proc/sys/net/ipv4/conf/all/arp_ignore", LIMIT).unwrap();
-    for (number, model) in models.iter().enumerate() {
+    for (number, (_, model)) in models.iter().enumerate() {
         let find =
             format!("basename $(dirname $(grep -il 52:54:00:00:00:{number:02x} /sys/class/net/*/address))");
         let device =
@@ -89,17 +133,25 @@ fn models_talk(qemu: Qemu, name: &str, models: &[&str]) {
 }
 
 #[test]
-fn models_of_qemu_10_talk_to_each_other_and_to_virtio() {
-    models_talk(Qemu::Installed, "10", &["e1000", "ne2k_pci", "rtl8139", "pcnet", "vmxnet3"]);
+fn q_9_models_of_qemu_10_talk_to_each_other_and_to_virtio() {
+    let models = [
+        (Form::Nic, "e1000"),
+        (Form::Netdev, "ne2k_pci"),
+        (Form::Net, "rtl8139"),
+        (Form::Nic, "pcnet"),
+        (Form::Netdev, "vmxnet3"),
+    ];
+    models_talk(Qemu::Installed, "10", Form::Json, &models);
 }
 
 #[test]
-fn models_of_qemu_7_2_talk_to_each_other_and_to_virtio() {
-    models_talk(Qemu::V7_2, "7.2", &["e1000", "ne2k_pci", "rtl8139"]);
+fn q_3_q_9_models_of_qemu_7_2_talk_to_each_other_and_to_virtio() {
+    let models = [(Form::Net, "e1000"), (Form::Nic, "ne2k_pci"), (Form::Netdev, "rtl8139")];
+    models_talk(Qemu::V7_2, "7.2", Form::Netdev, &models);
 }
 
 #[test]
-fn long_frames_pass_where_both_sides_have_them() {
+fn q_9_long_frames_pass_where_both_sides_have_them() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     // A switch of ours, which carries long frames, and two kinds of ports on it in one process.
