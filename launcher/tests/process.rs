@@ -338,3 +338,39 @@ fn c_46_help_and_version_go_where_they_should() {
     assert_eq!(stdout(&output), "QEMU help: -h\n");
     assert!(stderr(&output).contains("Usage:"));
 }
+
+#[test]
+fn versions_are_remembered_unless_in_doubt() {
+    let rig = Rig::new();
+    let cache = rig.path("cache/vdeq");
+    // The real one, since scripts are asked each time.
+    let version = || {
+        let mut command = rig.vdeq();
+        command.env("PATH", std::env::var("PATH").unwrap_or_default());
+        command.args(["--vde-print-plan", "qemu-system-x86_64"]).args(NIC).args(vde("x"));
+        let output = finish(command.env("XDG_CACHE_HOME", rig.path("cache")));
+        assert!(output.status.success(), "{}", stderr(&output));
+        let text = stdout(&output);
+        let line = text.lines().find_map(|line| line.trim().strip_prefix("\"qemu_version\": \""));
+        line.expect("a version").trim_end_matches("\",").to_owned()
+    };
+    let real = version();
+    let kept = fs::read_dir(&cache).expect("the cache").next().expect("an answer").expect("a name").path();
+    let text = fs::read_to_string(&kept).expect("an answer");
+    assert!(text.ends_with(&format!("\nemulator version {real}\n")), "{text}");
+
+    let (first_line, _) = text.split_once('\n').expect("two lines");
+    let other = format!("{first_line}\nemulator version 9.8.7\n");
+    fs::write(&kept, &other).expect("write");
+    assert_eq!(version(), "9.8.7", "it was not asked");
+    for broken in ["", "rubbish", &format!("{first_line}\nrubbish"), &other.replacen(' ', " 1", 3)] {
+        fs::write(&kept, broken).expect("write");
+        assert_eq!(version(), real, "{broken}");
+    }
+    fs::write(&kept, &other).expect("write");
+    std::os::unix::fs::chown(&cache, Some(65534), None).expect("chown: run the tests as root");
+    assert_eq!(version(), real, "somebody else's cache was believed");
+    fs::remove_dir_all(&cache).expect("remove");
+    fs::write(&cache, "").expect("a file in its place");
+    assert_eq!(version(), real);
+}

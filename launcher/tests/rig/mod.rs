@@ -111,7 +111,7 @@ impl Rig {
         let path = std::env::var("PATH").unwrap_or_default();
         command.env("PATH", format!("{}:{path}", self.scratch.path().display()));
         command.env("VDEQ_BACKEND", back_end()).env_remove("VDEQ_QEMU").env("FQ_MARK", self.path("mark"));
-        command.stdin(Stdio::null());
+        command.env("XDG_CACHE_HOME", self.path("cache")).stdin(Stdio::null());
         command
     }
 
