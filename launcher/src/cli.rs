@@ -38,6 +38,8 @@ pub struct Request {
     pub args: Vec<OsString>,
     /// The elements of `-sock LIST`.
     pub sock: Option<Vec<String>>,
+    /// There is a default switch, for a VM without any network.
+    pub default_switch: bool,
     /// The octal text of `--mod`.
     pub mode: Option<String>,
     /// The queue pairs of NICs that do not say how many they have.
@@ -226,6 +228,7 @@ Starts QEMU with NICs on VDE networks: each pair of
 becomes a NIC served by vhost-user-vde; so do
   -netdev vde,id=ID[,sock=LOCATOR][,...][,queues=N]  and the NIC that names it
   -nic vde[,model=M][,mac=A][,sock=LOCATOR][,...][,queues=N]
+More than one of a kind with the same vlan= are on a hub.
 All other options are QEMU's.
 Without model= it is virtio, the fastest; e1000, rtl8139, ne2k_pci and others
 are for guests without its driver.

@@ -171,6 +171,9 @@ fn notice(vlan: u32, segment: &Segment) -> Option<String> {
         _ if links.is_empty() => None,
         None => Some(format!("-net vde in vlan {vlan} has no NIC; add -net nic,vlan={vlan}")),
         Some(_) if nics.is_empty() => None,
+        Some(Foreign { kind, .. }) if kind == "dump" && foreign.len() == 1 => Some(format!(
+            "-net dump records vlan {vlan} in QEMU, so frames pass one by one; --vde-capture FILE is faster"
+        )),
         Some(Foreign { kind, .. }) => Some(format!(
             "-net {kind} shares vlan {vlan} with -net vde, so frames pass one by one; a vlan= for each is faster"
         )),

@@ -63,8 +63,8 @@ pub struct Segment {
 /// All segments by number.
 pub type Segments = BTreeMap<u32, Segment>;
 
-/// Reads all `-net` options. `sock` and `mode` are the wrapper's own `-sock` and `--mod`.
-pub fn read(tokens: &[Token], sock: Option<&[String]>, mode: Option<&str>) -> Result<Segments, Error> {
+/// Reads all `-net` options. `mode` is the wrapper's own `--mod`.
+pub fn read(tokens: &[Token], mode: Option<&str>) -> Result<Segments, Error> {
     let mut segments = Segments::new();
     for (at, token) in tokens.iter().enumerate().filter(|(_, token)| token.is("net")) {
         let Some(text) = token.text() else {
@@ -91,7 +91,6 @@ pub fn read(tokens: &[Token], sock: Option<&[String]>, mode: Option<&str>) -> Re
             segment.foreign.push(Foreign { token: at, kind: kind.to_owned() });
         }
     }
-    add_sock_list(&mut segments, sock, mode);
     Ok(segments)
 }
 
@@ -118,22 +117,6 @@ fn refuse_odd_vde(token: &Token) -> Result<(), Error> {
                 .into(),
             word: word.into_owned(),
         }),
-    }
-}
-
-/// The old wrapper looked at `-sock` only when there was no `-net vde`; all its links met in segment 0,
-/// with one NIC for all of them.
-fn add_sock_list(segments: &mut Segments, sock: Option<&[String]>, mode: Option<&str>) {
-    let Some(list) = sock.filter(|_| segments.values().all(|segment| segment.links.is_empty())) else {
-        return;
-    };
-    let segment = segments.entry(0).or_default();
-    for sock in list {
-        let link = Link { sock: sock.clone(), mode: mode.map(str::to_owned), ..Link::default() };
-        segment.links.push((None, link));
-    }
-    if segment.nics.is_empty() {
-        segment.nics.push(Nic::default());
     }
 }
 
@@ -311,7 +294,7 @@ mod tests {
     fn read_refuses_a_network_that_is_not_text() {
         let read_word = |word: &[u8]| {
             let words = [OsString::from("-net"), OsStr::from_bytes(word).to_owned()];
-            read(&scan(&words), None, None)
+            read(&scan(&words), None)
         };
         for word in [&b"vde,sock=/tmp/\xff"[..], b"type=vde,sock=\xff", b"sock=\xff,type=vde"] {
             let error = read_word(word).expect_err("not text");

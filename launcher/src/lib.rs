@@ -39,6 +39,7 @@ pub mod rewrite;
 pub mod segments;
 pub mod settings;
 pub mod size;
+pub mod sock_list;
 pub mod spawn;
 pub mod vde_words;
 pub mod version;

@@ -18,6 +18,7 @@ use crate::model::Protocol;
 use crate::modern::Modern;
 use crate::plan::{BackEnd, Plan};
 use crate::segments::Segments;
+use crate::sock_list;
 use crate::version::QemuVersion;
 use crate::wiring::Wiring;
 
@@ -42,6 +43,7 @@ pub struct Rewrite {
     segments: Segments,
     modern: Modern,
     prefix: String,
+    notice: Option<String>,
     request: Request,
 }
 
@@ -68,10 +70,12 @@ impl Rewrite {
     fn on(machine: Machine, tokens: Vec<Token>, request: &Request) -> Result<Self, Error> {
         // Questions to QEMU, and the VM without anything that is used to ask them, stay as they are.
         let asks = machine.is_none() || tokens.iter().any(Token::is_query);
-        let segments = match asks {
-            true => legacy::Segments::new(),
-            false => legacy::read(&tokens, request.sock.as_deref(), request.mode.as_deref())?,
-        };
+        let mut segments = legacy::Segments::new();
+        let mut notice = None;
+        if !asks {
+            segments = legacy::read(&tokens, request.mode.as_deref())?;
+            notice = sock_list::add(&mut segments, &tokens, request);
+        }
         let segments = Segments::new(segments, &tokens, &machine, request)?;
         let modern = match asks {
             true => Modern::default(),
@@ -82,7 +86,7 @@ impl Rewrite {
             return Err(Error::MissingValue(last.words()[0].to_string_lossy().into_owned()));
         }
         let prefix = unused_prefix(&request.args);
-        Ok(Self { tokens, machine, segments, modern, prefix, request: request.clone() })
+        Ok(Self { tokens, machine, segments, modern, prefix, notice, request: request.clone() })
     }
 
     /// Whether the VM gets a NIC that our back end serves: then [`Facts`] are needed.
@@ -101,6 +105,7 @@ impl Rewrite {
     /// The plan for a VM; `program` is the path of the emulator.
     pub fn plan(&self, program: &OsStr, facts: &Facts) -> Result<Plan, Error> {
         let mut edits = Edits::new(self.tokens.len());
+        self.notice.iter().for_each(|text| edits.notice(text.clone()));
         let wiring = Wiring {
             tokens: &self.tokens,
             machine: &self.machine,

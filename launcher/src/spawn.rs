@@ -9,6 +9,7 @@
 mod back_end;
 mod board;
 mod cache;
+mod default_switch;
 mod private_dir;
 mod probe;
 mod program;
@@ -75,6 +76,7 @@ fn start(mut request: Request) -> Result<(), Error> {
     if program.is_kvm_stand_in {
         program::prefer_kvm(&mut request.args);
     }
+    request.default_switch = default_switch::exists();
     let mut rewrite = Rewrite::read(&program.emulator, &request)?;
     if let Some(kind) = rewrite.unknown_machine() {
         let answer = board::told(&program.path, kind);

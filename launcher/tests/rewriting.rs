@@ -1,7 +1,7 @@
 //! Command lines and what becomes of them, from `rewriting.txt`.
 //!
-//! A case is a line `$ [@VERSION ][kvm ][<TOLD> ]NAME ARGUMENTS`, as a shell would read it (single and double
-//! quotes only; VERSION of QEMU, 10.0.2 unless given), followed by the outcome: `>` the back end's and
+//! A case is a line `$ [@VERSION ][kvm ][<TOLD> ][switch ]NAME ARGUMENTS`, as a shell would read it (single and double
+//! quotes only; VERSION of QEMU, 10.0.2 unless given; with a default switch or without), followed by the outcome: `>` the back end's and
 //! QEMU's lines, `!` what the user is told, `E` a refusal with its exit status. `VDEQ_BLESS=1` writes
 //! the outcomes anew; the difference is then for the author to judge.
 //!
@@ -91,11 +91,18 @@ fn outcome(case: &str) -> String {
     if let Some((text, rest)) = line.strip_prefix('<').and_then(|rest| rest.split_once("> ")) {
         (answer, line) = (Some(told(text)), rest);
     }
+    let mut default_switch = false;
+    if let Some(rest) = line.strip_prefix("switch ") {
+        (default_switch, line) = (true, rest);
+    }
     let mut text = String::new();
-    let outcome = cli::parse(words(line)).and_then(|command| match (command, answer.clone()) {
-        (Command::Run(request), None) => plan(&request, &facts(version, kvm)),
-        (Command::Run(request), Some(answer)) => answered(&request, &facts(version, kvm), answer),
-        (other, _) => panic!("{case} is not a VM but {other:?}"),
+    let outcome = cli::parse(words(line)).and_then(|command| {
+        let Command::Run(request) = command else { panic!("{case} is not a VM but {command:?}") };
+        let request = Request { default_switch, ..request };
+        match answer.clone() {
+            None => plan(&request, &facts(version, kvm)),
+            Some(answer) => answered(&request, &facts(version, kvm), answer),
+        }
     });
     match outcome {
         Ok(plan) => {

@@ -163,6 +163,12 @@ impl Machine {
         self
     }
 
+    /// NICs by words of one's own; no word at all if it is QEMU, or its launcher, that adds one.
+    pub fn nics<S: AsRef<str>>(mut self, words: &[S]) -> Self {
+        self.nics += 1;
+        self.args(words)
+    }
+
     /// A NIC of any model on a stream socket that somebody listens on.
     pub fn stream_nic(mut self, socket: &Path, model: &str, mac: &str) -> Self {
         let id = format!("stream{}", self.nics);

@@ -6,6 +6,7 @@ mod data;
 mod dpdk;
 mod driver;
 mod hostile;
+mod join;
 mod joined;
 mod life;
 mod offload;
