@@ -209,6 +209,9 @@ pub enum Error {
         /// How long it was waited for.
         seconds: u64,
     },
+    /// A signal came while the back end started. It ends the process before anybody reads this.
+    #[error("a signal ended the start")]
+    Interrupted,
     /// The back end refused, in its own words.
     #[error("{sentence}")]
     BackEndRefused {
@@ -279,6 +282,7 @@ impl Error {
             | Self::BackEndNotFound { .. }
             | Self::BackEndStart { .. }
             | Self::BackEndDied(_)
+            | Self::Interrupted
             | Self::BackEndSilent { .. }
             | Self::PrivateDir { .. }
             | Self::PrivateDirUnsafe { .. }

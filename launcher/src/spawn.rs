@@ -31,6 +31,7 @@ use crate::rewrite::{Facts, Rewrite};
 use crate::version::QemuVersion;
 use private_dir::PrivateDir;
 use program::Program;
+use sys::HeldSignals;
 
 /// Runs the wrapper; returns the exit status if it does not become QEMU.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
@@ -134,11 +135,14 @@ fn serve(plan: &Plan, asked: Option<&OsStr>, private_dir: PrivateDir) -> Result<
         space::check(&memory.places)?;
     }
     let program = back_end::find(asked)?;
+    // Dropped last: who is ended while the back end starts leaves nothing behind either.
+    let signals =
+        HeldSignals::new().map_err(|source| Error::System { what: "cannot hold signals back", source })?;
     let private_dir = private_dir.create(&back_end.nics, back_end.socket_owner.is_some())?;
     // QEMU closes its standard descriptors when it goes to the background, so that callers who read
     // them to the end go on; a back end that kept them would hold such callers until the VM ends.
     let quiet = scan(&plan.arguments).iter().any(|token| token.is("daemonize"));
-    let lifeline = back_end::start(&program, &back_end.arguments(), quiet)?;
+    let lifeline = back_end::start(&program, &back_end.arguments(), quiet, &signals)?;
     // From here on the directory is the back end's to remove.
     private_dir.hand_over();
     Ok(Some(lifeline))

@@ -182,17 +182,31 @@ fn c_54_signals_end_a_start_that_waits_for_a_switch() {
     // Listens, and never answers.
     std::fs::create_dir(rig.path("mute")).expect("directory");
     let _mute = std::os::unix::net::UnixListener::bind(rig.path("mute/ctl")).expect("socket");
-    let starts = [Signal::TERM, Signal::INT, Signal::HUP].map(|name| {
+    for name in [Signal::TERM, Signal::INT, Signal::HUP] {
         let mut command = rig.vdeq();
-        (name, spawn(command.args(["qemu-system-x86_64", "-sock", &rig.text("mute")])))
-    });
-    let killed = starts.map(|(name, mut child)| {
+        let child = spawn(command.args(["qemu-system-x86_64", "-sock", &rig.text("mute")]));
         let pid = child.id();
         until("the back end asks the switch", || !processes_with(&private_dir(pid)).is_empty());
         signal(pid, name);
-        assert_eq!(child.wait().expect("wait").signal(), Some(name.as_raw()));
-        pid
-    });
-    killed.into_iter().for_each(gone);
+        let output = finish_child(child);
+        assert_eq!(output.status.signal(), Some(name.as_raw()), "{}", stderr(&output));
+        // A back end that had gone on until the switch did not answer would have said so.
+        assert_eq!(stderr(&output), "");
+        gone(pid);
+    }
+    // Who has made us ignore a signal wants the start to go on: to its end, which this switch brings.
+    let mut command = Command::new("sh");
+    command.args(["-c", "trap '' HUP; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_vdeq")]);
+    command.args(["qemu-system-x86_64", "-sock", &rig.text("mute")]);
+    for (key, value) in rig.vdeq().get_envs() {
+        command.env(key, value.unwrap_or_default());
+    }
+    let child = spawn(&mut command);
+    let pid = child.id();
+    until("the back end asks the switch", || !processes_with(&private_dir(pid)).is_empty());
+    signal(pid, Signal::HUP);
+    let output = finish_child(child);
+    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+    gone(pid);
     assert!(!rig.qemu_ran());
 }

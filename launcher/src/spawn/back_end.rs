@@ -9,15 +9,16 @@ use std::env;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, Signal, kill_process_group};
 
 use crate::error::Error;
 use crate::exit::ExitStatus;
+use crate::spawn::sys::HeldSignals;
 use crate::spawn::{probe, program, sys};
 
 const NAME: &str = "vhost-user-vde";
@@ -49,8 +50,9 @@ fn start_error(error: Error) -> Error {
     }
 }
 
-/// Starts the back end and waits until it is ready; gives the lifeline. `quiet` closes its stderr.
-pub fn start(program: &std::path::Path, args: &[String], quiet: bool) -> Result<OwnedFd, Error> {
+/// Starts the back end and waits until it is ready; gives the lifeline. `quiet` closes its stderr. One of `signals` ends it
+/// while it starts.
+pub fn start(program: &Path, args: &[String], quiet: bool, signals: &HeldSignals) -> Result<OwnedFd, Error> {
     let pipe =
         |source: rustix::io::Errno| Error::System { what: "cannot make a pipe", source: source.into() };
     let (ready, ready_writer) = pipe_with(PipeFlags::CLOEXEC).map_err(pipe)?;
@@ -74,8 +76,15 @@ pub fn start(program: &std::path::Path, args: &[String], quiet: bool) -> Result<
     let group = i32::try_from(between.id()).ok().and_then(Pid::from_raw);
     drop((ready_writer, lifeline_reader));
 
-    let outcome = wait_ready(ready.into(), &name, LIMIT);
-    if let (Err(Error::BackEndSilent { .. } | Error::BackEndDied(_)), Some(group)) = (&outcome, group) {
+    let begin = Instant::now();
+    let outcome = match signals.come_before(&ready, LIMIT) {
+        true => Err(Error::Interrupted),
+        false => wait_ready(ready.into(), &name, LIMIT.saturating_sub(begin.elapsed())),
+    };
+    let hangs = |error: &Error| {
+        matches!(error, Error::BackEndSilent { .. } | Error::BackEndDied(_) | Error::Interrupted)
+    };
+    if let (true, Some(group)) = (outcome.as_ref().is_err_and(hangs), group) {
         // It may be stuck where the lifeline does not reach it. The child in between, not reaped yet,
         // keeps the group's number from being given to others.
         kill_process_group(group, Signal::KILL).ok();
@@ -91,7 +100,7 @@ fn wait_ready(mut report: File, program: &str, limit: Duration) -> Result<(), Er
     let Some((line, _)) = text.split_once('\n') else {
         return Err(match complete {
             true => Error::BackEndDied(program.to_owned()),
-            false => Error::BackEndSilent { program: program.to_owned(), seconds: limit.as_secs() },
+            false => Error::BackEndSilent { program: program.to_owned(), seconds: LIMIT.as_secs() },
         });
     };
     if line == "READY" {

@@ -5,12 +5,16 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::Access;
-use rustix::io::FdFlags;
+use rustix::io::{Errno, FdFlags};
+use rustix::time::Timespec;
 
 use crate::error::Error;
 
@@ -70,6 +74,81 @@ pub fn user_ids(name: &str) -> Option<(u32, u32)> {
     // SAFETY: null, or an entry that stays as it is until the next such call; invariant A.
     let entry = unsafe { found.as_ref() }?;
     Some((entry.pw_uid, entry.pw_gid))
+}
+
+/// The signals by which a user, a terminal or a manager of services ends a program.
+const ENDING: [libc::c_int; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM];
+
+/// Signals that would end this process now, held back for as long as this value lives; then they do.
+///
+/// A program that is started meanwhile does not inherit that: the standard library's `spawn` holds nothing back.
+#[derive(Debug)]
+pub struct HeldSignals {
+    /// Readable when one has come.
+    arrived: OwnedFd,
+    before: libc::sigset_t,
+}
+
+impl HeldSignals {
+    /// Holds back those that the caller has not made us ignore.
+    pub fn new() -> io::Result<Self> {
+        let mut held = MaybeUninit::uninit();
+        // SAFETY: sigemptyset initialises the whole set.
+        unsafe { libc::sigemptyset(held.as_mut_ptr()) };
+        for signal in ENDING {
+            if !is_ignored(signal)? {
+                // SAFETY: the set was initialised above; the signal's number is valid.
+                unsafe { libc::sigaddset(held.as_mut_ptr(), signal) };
+            }
+        }
+        let mut before = MaybeUninit::uninit();
+        // SAFETY: an initialised set, and room for the old one.
+        let code = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, held.as_ptr(), before.as_mut_ptr()) };
+        if code != 0 {
+            return Err(io::Error::from_raw_os_error(code));
+        }
+        // SAFETY: an initialised set; -1 asks for a new descriptor.
+        let fd = unsafe { libc::signalfd(-1, held.as_ptr(), libc::SFD_CLOEXEC) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the descriptor is new and ours.
+        let arrived = unsafe { OwnedFd::from_raw_fd(fd) };
+        // SAFETY: the call above succeeded and filled it.
+        Ok(Self { arrived, before: unsafe { before.assume_init() } })
+    }
+
+    /// Waits until one has come, something else can be read, or time is up; tells whether one has come.
+    pub fn come_before(&self, other: impl AsFd, limit: Duration) -> bool {
+        let deadline = Instant::now() + limit;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let Ok(timeout) = Timespec::try_from(left) else { return false };
+            let mut fds = [PollFd::new(&self.arrived, PollFlags::IN), PollFd::new(&other, PollFlags::IN)];
+            match poll(&mut fds, Some(&timeout)) {
+                Err(Errno::INTR) => {}
+                outcome => return outcome.is_ok() && !fds[0].revents().is_empty(),
+            }
+        }
+    }
+}
+
+impl Drop for HeldSignals {
+    fn drop(&mut self) {
+        // SAFETY: the mask that was there before; no old one is asked for.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.before, std::ptr::null_mut()) };
+    }
+}
+
+/// Whether this process ignores a signal, as `nohup` has it.
+fn is_ignored(signal: libc::c_int) -> io::Result<bool> {
+    let mut action = MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: asks only; there is room for the answer.
+    if unsafe { libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call succeeded and filled it.
+    Ok(unsafe { action.assume_init() }.sa_sigaction == libc::SIG_IGN)
 }
 
 /// Whether the host lets us use KVM.
