@@ -127,23 +127,11 @@ pub enum Error {
         /// Its version.
         version: String,
     },
-    /// A QEMU that lacks what a NIC of another model needs.
+    /// A QEMU that lacks what a NIC of another model needs beside others.
     #[error(
-        "{program} is QEMU {version}, but {model} on a VDE network needs 7.2 or newer; use model=virtio, or give {model} to the VDE client of QEMU itself: -netdev vde,id=ID,sock=PATH -device {model},netdev=ID"
+        "{program} is QEMU {version}, which takes a NIC that is not virtio to one VDE network only and needs to be 7.2 or newer for more; use model=virtio in vlan {vlan}, or give each NIC and each network in it a vlan= of its own"
     )]
-    TooOldForModel {
-        /// The program asked.
-        program: String,
-        /// Its version.
-        version: String,
-        /// The device.
-        model: String,
-    },
-    /// A QEMU that lacks what VDE beside other networks needs.
-    #[error(
-        "{program} is QEMU {version}, but -net vde beside other networks, or without a NIC, needs 7.2 or newer; give the members of vlan {vlan} a vlan= and a -net nic each"
-    )]
-    TooOldForHub {
+    TooOldForStream {
         /// The program asked.
         program: String,
         /// Its version.
@@ -271,10 +259,7 @@ impl Error {
             | Self::Vde { .. }
             | Self::Size { .. } => E::CommandLine,
             Self::Memory(_) | Self::Space { .. } | Self::MemoryPath { .. } => E::Memory,
-            Self::TooOld { .. }
-            | Self::TooOldForModel { .. }
-            | Self::TooOldForHub { .. }
-            | Self::NoVersion { .. } => E::QemuVersion,
+            Self::TooOld { .. } | Self::TooOldForStream { .. } | Self::NoVersion { .. } => E::QemuVersion,
             Self::NotFound { .. } => E::NotFound,
             Self::NotExecutable { .. } => E::NotExecutable,
             Self::BackEndRefused { status, .. } => return *status,

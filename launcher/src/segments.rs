@@ -20,7 +20,7 @@ use crate::locator::{self, Link};
 use crate::machine::Machine;
 use crate::model::{Model, Protocol};
 use crate::plan::{Join, NicPlan};
-use crate::props::Props;
+use crate::props::{Props, double};
 use crate::rewrite::Edits;
 use crate::version::QemuVersion;
 use crate::wiring::{NetdevForm, Wiring};
@@ -135,10 +135,8 @@ impl Segments {
         edits: &mut Edits,
     ) -> Result<(Vec<NicPlan>, Vec<Join>), Error> {
         let nics = self.ports.iter().enumerate();
-        let nics = nics.map(|(index, port)| {
-            port.check(program, wiring.facts.version)?;
-            Ok(port.wire(index, self.queues, wiring, edits))
-        });
+        let nics = nics
+            .filter_map(|(index, port)| port.wire(program, index, self.queues, wiring, edits).transpose());
         let nics = nics.collect::<Result<_, Error>>()?;
         let joins = self.joined.iter().map(|joined| joined.wire(wiring, edits)).collect();
         for hub in &self.hubs {
@@ -172,26 +170,30 @@ impl Port {
         }
     }
 
-    /// Refuses a QEMU that lacks what it needs.
-    fn check(&self, program: &str, version: QemuVersion) -> Result<(), Error> {
-        if self.protocol() == Protocol::VhostUser || version >= QemuVersion::OLDEST_WITH_STREAM {
-            return Ok(());
-        }
-        let (program, version) = (program.to_owned(), version.to_string());
-        Err(match &self.plug {
-            Plug::Nic(_, model) => Error::TooOldForModel { program, version, model: model.name().to_owned() },
-            Plug::Netdev(..) => Error::TooOldForHub { program, version, vlan: self.vlan },
-        })
-    }
-
-    fn wire(&self, index: usize, queues: Option<u16>, wiring: &Wiring<'_>, edits: &mut Edits) -> NicPlan {
+    /// Puts it into words; gives what the back end serves, which is nothing where QEMU's own VDE client stands in.
+    fn wire(
+        &self,
+        program: &str,
+        index: usize,
+        queues: Option<u16>,
+        wiring: &Wiring<'_>,
+        edits: &mut Edits,
+    ) -> Result<Option<NicPlan>, Error> {
+        let (protocol, id, version) = (self.protocol(), wiring.id(index), wiring.facts.version);
+        let queues = queues.filter(|_| protocol == Protocol::VhostUser).unwrap_or(1);
+        let is_native = protocol == Protocol::Stream && version < QemuVersion::OLDEST_WITH_STREAM;
+        let mut words = match &self.network {
+            _ if !is_native => wiring.netdev(protocol, index, NetdevForm { id: &id, queues, json: false }),
+            Network::Links(links) if links.len() == 1 => native_netdev(&links[0].1, &id),
+            _ => {
+                let (program, version) = (program.to_owned(), version.to_string());
+                return Err(Error::TooOldForStream { program, version, vlan: self.vlan });
+            }
+        };
         let links = match &self.network {
             Network::Links(links) => take_links(links, edits),
             Network::Hub => vec![hub_locator(self.vlan, wiring)],
         };
-        let (protocol, id) = (self.protocol(), wiring.id(index));
-        let queues = queues.filter(|_| protocol == Protocol::VhostUser).unwrap_or(1);
-        let mut words = wiring.netdev(protocol, index, NetdevForm { id: &id, queues, json: false });
         let (model, macaddr) = match &self.plug {
             Plug::Nic(nic, model) => {
                 if !model.has_vectors() && nic.vectors.is_some() {
@@ -209,14 +211,45 @@ impl Port {
         };
         edits.put(self.at(), words);
         let (vlan, socket) = (Some(self.vlan), wiring.socket(index));
-        NicPlan { vlan, model, macaddr, netdev: id, protocol, queues, socket, links }
+        let nic = NicPlan { vlan, model, macaddr, netdev: id, protocol, queues, socket, links };
+        if is_native {
+            edits.notice(format!(
+                "vlan {} is left to the VDE client of QEMU itself, because {version} has no -netdev stream; 7.2 has",
+                self.vlan
+            ));
+        }
+        Ok((!is_native).then_some(nic))
     }
 }
 
 impl Joined {
     fn wire(&self, wiring: &Wiring<'_>, edits: &mut Edits) -> Join {
+        let socks: Vec<&str> = self.links.iter().map(|(_, link)| link.sock.as_str()).collect();
+        if let Some((_, sock)) = socks.iter().enumerate().find(|(at, sock)| socks[..*at].contains(sock)) {
+            let (vlan, name) = (self.vlan, if sock.is_empty() { "the default switch" } else { sock });
+            edits.notice(format!(
+                "vlan {vlan} joins {name} with itself: frames go round without end unless its ports are in different VLANs"
+            ));
+        }
         Join { vlan: self.vlan, hub: hub_locator(self.vlan, wiring), links: take_links(&self.links, edits) }
     }
+}
+
+/// A link in the words of QEMU's own VDE client.
+fn native_netdev(link: &Link, id: &str) -> Vec<String> {
+    let mut text = format!("vde,id={id}");
+    let port = link.port.map(|port| port.to_string());
+    let sock = Some(&link.sock).filter(|sock| !sock.is_empty());
+    let pairs = [
+        ("sock", sock),
+        ("port", port.as_ref()),
+        ("group", link.group.as_ref()),
+        ("mode", link.mode.as_ref()),
+    ];
+    for (key, value) in pairs {
+        text.extend(value.map(|value| format!(",{key}={}", double(value))));
+    }
+    vec!["-netdev".into(), text]
 }
 
 /// Takes links off the command line; gives their locators.
