@@ -246,7 +246,7 @@ fn q_8_a_plain_qemu_and_a_rewritten_one_take_each_others_vms() {
 }
 
 #[test]
-fn libvirts_question_about_the_emulator_is_answered_as_without_vdeq() {
+fn q_27_libvirts_question_about_the_emulator_is_answered_as_without_vdeq() {
     const QUESTIONS: [&str; 14] = [
         "query-version",
         "query-target",
