@@ -9,6 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::argv::Token;
 use crate::props::Props;
+use crate::version::QemuVersion;
+
+/// The RAM of RISC-V's virt, which the board made in a way of its own before QEMU 6.2.
+const RISCV_VIRT_RAM: &str = "riscv_virt_board.ram";
 
 /// How a virtio NIC is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -148,6 +152,14 @@ impl Machine {
         self.kind.as_deref() == Some("none")
     }
 
+    /// The id of the RAM that `-m` makes, if the board is known and takes an object in its place. One that does not
+    /// takes it too, and leaves it lie.
+    pub fn ram_id(&self, version: QemuVersion) -> Option<&str> {
+        let id = self.board.as_ref()?.ram_id.as_deref()?;
+        let since = if id == RISCV_VIRT_RAM { QemuVersion(6, 2, 0) } else { QemuVersion::OLDEST };
+        Some(id).filter(|_| version >= since)
+    }
+
     /// A PC, with PCI or without.
     pub fn is_pc(&self) -> bool {
         self.board.as_ref().and_then(|board| board.ram_id.as_ref()).is_some_and(|id| id == "pc.ram")
@@ -203,9 +215,7 @@ fn board(arch: &str, kind: Option<&str>) -> Option<Board> {
     match arch {
         "arm" | "aarch64" if versioned("virt") => one("mach-virt.ram", Some(128 * MIB), Bus::Pci),
         "aarch64" if versioned("sbsa-ref") => one("sbsa-ref.ram", Some(1024 * MIB), Bus::Pci),
-        "riscv32" | "riscv64" if versioned("virt") => {
-            one("riscv_virt_board.ram", Some(128 * MIB), Bus::BarePci)
-        }
+        "riscv32" | "riscv64" if versioned("virt") => one(RISCV_VIRT_RAM, Some(128 * MIB), Bus::BarePci),
         "loongarch64" if kind.is_none() || versioned("virt") => {
             one("loongarch.ram", Some(1024 * MIB), Bus::Pci)
         }

@@ -21,6 +21,7 @@ use crate::properties::Properties;
 use crate::props::{Props, double};
 use crate::rewrite::Edits;
 use crate::size;
+use crate::version::QemuVersion;
 
 /// Added to an object that replaces the machine's own RAM: machine types up to 4.0 name the block by
 /// the object's path otherwise, which breaks migration.
@@ -62,7 +63,12 @@ pub enum Place {
 }
 
 /// Makes all guest memory shareable by editing the command line.
-pub fn share(machine: &Machine, tokens: &[Token], edits: &mut Edits) -> Result<Memory, Error> {
+pub fn share(
+    machine: &Machine,
+    version: QemuVersion,
+    tokens: &[Token],
+    edits: &mut Edits,
+) -> Result<Memory, Error> {
     let mut memory = Memory::default();
     if machine.confidential {
         return Err(Error::Memory(
@@ -78,6 +84,13 @@ pub fn share(machine: &Machine, tokens: &[Token], edits: &mut Edits) -> Result<M
                 .into(),
         ));
     }
+    if machine.board.is_some() && machine.ram_id(version).is_none() {
+        let kind = kind(machine);
+        return Err(Error::Memory(format!(
+            "{kind} of QEMU {version} makes its memory in a way of its own, which cannot be shared; \
+             give the VDE NIC a model that is not virtio, or none"
+        )));
+    }
     let numa = numa_objects(tokens);
     if let Some(id) = &machine.memory_backend {
         object::share(id, "-machine memory-backend", tokens, edits, &mut memory)?;
@@ -86,7 +99,7 @@ pub fn share(machine: &Machine, tokens: &[Token], edits: &mut Edits) -> Result<M
             object::share(id, "-numa node,memdev", tokens, edits, &mut memory)?;
         }
     } else {
-        replace_default(machine, tokens, edits, &mut memory)?;
+        replace_default(machine, version, tokens, edits, &mut memory)?;
     }
     for device in memory_devices(tokens) {
         let MemoryDevice { driver, property, id, persistent } = &device;
@@ -105,22 +118,18 @@ pub fn share(machine: &Machine, tokens: &[Token], edits: &mut Edits) -> Result<M
 /// Puts a shared object where QEMU would make private RAM by itself.
 fn replace_default(
     machine: &Machine,
+    version: QemuVersion,
     tokens: &[Token],
     edits: &mut Edits,
     memory: &mut Memory,
 ) -> Result<(), Error> {
-    let kind =
-        machine.kind.as_ref().map_or("the default machine".to_owned(), |kind| format!("machine {kind}"));
-    let board = machine.board.as_ref().ok_or_else(|| {
+    let (Some(board), Some(ram_id)) = (&machine.board, machine.ram_id(version)) else {
         let said = machine.unanswered.as_deref().map(|said| format!(" ({said})")).unwrap_or_default();
-        Error::Memory(format!("the memory of {kind} in this emulator is not known{said}; {REMEDY}"))
-    })?;
-    let ram_id = board.ram_id.as_ref().ok_or_else(|| {
-        Error::Memory(format!(
-            "{kind} makes its memory in a way of its own, which cannot be shared; \
-             give the VDE NIC a model that is not virtio, or none"
-        ))
-    })?;
+        let kind = kind(machine);
+        return Err(Error::Memory(format!(
+            "the memory of {kind} in this emulator is not known{said}; {REMEDY}"
+        )));
+    };
     if object::find(ram_id, tokens).is_some() {
         // Its name is reserved for what -m makes: QEMU refuses it with an explanation.
         return Ok(());
@@ -165,6 +174,11 @@ fn replace_default(
     };
     edits.append(["-object", &object, "-machine", &format!("memory-backend={ram_id}")]);
     Ok(())
+}
+
+/// The machine's type in a sentence.
+fn kind(machine: &Machine) -> String {
+    machine.kind.as_ref().map_or("the default machine".to_owned(), |kind| format!("machine {kind}"))
 }
 
 /// The size that all `-m` and `-machine memory.size=` together ask for; `None` if that is the machine's

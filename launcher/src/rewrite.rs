@@ -117,7 +117,7 @@ impl Rewrite {
         self.modern.wire(&wiring, &mut nics, &mut edits);
         let mut plan = Plan { program: program.to_owned(), ..Plan::default() };
         if nics.iter().any(|nic| nic.protocol == Protocol::VhostUser) {
-            plan.memory = Some(memory::share(&self.machine, &self.tokens, &mut edits)?);
+            plan.memory = Some(memory::share(&self.machine, facts.version, &self.tokens, &mut edits)?);
         }
         if !nics.is_empty() {
             plan.qemu_version = Some(facts.version.to_string());
