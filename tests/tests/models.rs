@@ -141,13 +141,13 @@ fn q_9_models_of_qemu_10_talk_to_each_other_and_to_virtio() {
         (Form::Nic, "pcnet"),
         (Form::Netdev, "vmxnet3"),
     ];
-    models_talk(Qemu::Installed, "10", Form::Json, &models);
+    models_talk(Qemu::Installed, "10", Form::Netdev, &models);
 }
 
 #[test]
 fn q_3_q_9_models_of_qemu_7_2_talk_to_each_other_and_to_virtio() {
     let models = [(Form::Net, "e1000"), (Form::Nic, "ne2k_pci"), (Form::Netdev, "rtl8139")];
-    models_talk(Qemu::V7_2, "7.2", Form::Netdev, &models);
+    models_talk(Qemu::V7_2, "7.2", Form::Json, &models);
 }
 
 #[test]

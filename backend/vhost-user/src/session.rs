@@ -293,6 +293,8 @@ impl Session {
         Ok(Some(u64_body(MAX_REGIONS as u64)))
     }
 
+    /// QEMU 7.2 says this of each region once for each queue pair, and likewise of what goes: what is there as
+    /// described stays, and what is not there need not go.
     pub(crate) fn add_mem_reg(
         &mut self,
         _: &mut dyn Device,
@@ -300,6 +302,9 @@ impl Session {
     ) -> Result<Answer, Refused> {
         let region = message.get::<VhostUserSingleMemoryRegion>()?;
         let Some(fd) = message.fds.pop() else { return refuse("no descriptor") };
+        if self.memory.has_region(region.guest_phys_addr, region.user_addr, region.memory_size) {
+            return Ok(None);
+        }
         let memory = self.memory.as_ref().clone().with_region(spec(&region, fd));
         self.memory = Arc::new(memory.map_err(|e| Refused(chain_text(&e)))?);
         Ok(None)
@@ -308,6 +313,9 @@ impl Session {
     pub(crate) fn rem_mem_reg(&mut self, _: &mut dyn Device, message: Message) -> Result<Answer, Refused> {
         let region = message.get::<VhostUserSingleMemoryRegion>()?;
         let (guest, user, size) = (region.guest_phys_addr, region.user_addr, region.memory_size);
+        if !self.memory.overlaps(guest, size) {
+            return Ok(None);
+        }
         let memory = self.memory.as_ref().clone().without_region(guest, user, size);
         self.memory = Arc::new(memory.map_err(|e| Refused(chain_text(&e)))?);
         Ok(None)

@@ -182,6 +182,27 @@ fn memory_change_restarts_running_rings_where_they_were() {
     peer.server.join().unwrap();
 }
 
+/// As QEMU 7.2 does: each queue pair tells of all regions.
+#[test]
+fn regions_may_come_and_go_once_for_each_queue_pair() {
+    let peer = serve();
+    let mut frontend = negotiated(&peer);
+    let (first, second) = (memory_file(), memory_file());
+    for _ in 0..2 {
+        frontend.add_mem_region(&region(&first, 0)).unwrap();
+        frontend.add_mem_region(&region(&second, 0x10_0000)).unwrap();
+    }
+    let moved = VhostUserMemoryRegionInfo { userspace_addr: USER, ..region(&second, 0x10_0000) };
+    assert!(frontend.add_mem_region(&moved).is_err(), "another one in its place");
+    for _ in 0..2 {
+        frontend.remove_mem_region(&region(&second, 0x10_0000)).unwrap();
+    }
+    start(&mut frontend, 0);
+    assert_eq!(peer.calls.recv().unwrap(), Call::Start(0, false), "the first one is still there");
+    drop((frontend, peer.stream));
+    peer.server.join().unwrap();
+}
+
 #[test]
 fn ring_whose_memory_is_taken_away_and_given_again_goes_on() {
     let peer = serve();

@@ -97,21 +97,34 @@ impl Memory {
             return Err(MemoryError::TooMany);
         }
         let region = Region::map(spec)?;
-        let at = self.regions.partition_point(|r| r.guest < region.guest);
-        let before = at.checked_sub(1).and_then(|i| self.regions.get(i));
-        let clash = before.is_some_and(|r| r.guest + r.len > region.guest)
-            || self.regions.get(at).is_some_and(|r| region.guest + region.len > r.guest);
-        if clash {
+        if self.overlaps(region.guest, region.len) {
             return Err(MemoryError::Overlap(region.guest));
         }
+        let at = self.regions.partition_point(|r| r.guest < region.guest);
         self.regions.insert(at, Arc::new(region));
         Ok(self)
     }
 
+    /// Whether it has the region that the front end describes so.
+    pub fn has_region(&self, guest_addr: u64, user_addr: u64, size: u64) -> bool {
+        self.position(guest_addr, user_addr, size).is_some()
+    }
+
+    /// Whether any of it lies there.
+    pub fn overlaps(&self, guest_addr: u64, size: u64) -> bool {
+        let end = guest_addr.saturating_add(size);
+        let after = self.regions.partition_point(|region| region.guest < end);
+        let last = after.checked_sub(1).and_then(|at| self.regions.get(at));
+        last.is_some_and(|region| region.guest + region.len > guest_addr)
+    }
+
+    fn position(&self, guest_addr: u64, user_addr: u64, size: u64) -> Option<usize> {
+        self.regions.iter().position(|r| (r.guest, r.user, r.len) == (guest_addr, user_addr, size))
+    }
+
     /// This memory without the region that the front end describes so.
     pub fn without_region(mut self, guest_addr: u64, user_addr: u64, size: u64) -> Result<Self, MemoryError> {
-        let found =
-            self.regions.iter().position(|r| (r.guest, r.user, r.len) == (guest_addr, user_addr, size));
+        let found = self.position(guest_addr, user_addr, size);
         self.regions.remove(found.ok_or(MemoryError::Unknown(guest_addr))?);
         Ok(self)
     }
