@@ -1,5 +1,5 @@
-//! Any command line for `vdeq`. Input: a byte of choices (QEMU's version, whether the host has KVM, the emulator), and the words,
-//! each ended by a newline; the first is the name that `vdeq` is called by.
+//! Any command line for `vdeq`. Input: a byte of choices (QEMU's version, whether the host has KVM, the emulator, whether
+//! there is a default switch), and the words, each ended by a newline; the first is the name that `vdeq` is called by.
 //!
 //! A line is refused by a sentence, or becomes another one. There, words that concern neither networks nor memory are
 //! what and where they were; nothing changes where no word speaks of VDE or of an old segment; and what was rewritten once is not
@@ -30,11 +30,12 @@ const OURS: [&str; 11] =
 fuzz_target!(|input: &[u8]| {
     let Some((choices, rest)) = input.split_first() else { return };
     let words = rest.split(|byte| *byte == b'\n').filter(|word| !word.contains(&0));
-    let request = match cli::parse(words.map(|word| OsStr::from_bytes(word).to_owned())) {
+    let mut request = match cli::parse(words.map(|word| OsStr::from_bytes(word).to_owned())) {
         Ok(Command::Run(request)) => request,
         Ok(Command::Help { .. } | Command::Version) => return,
         Err(error) => return check(&error),
     };
+    request.default_switch = choices & 0x40 != 0;
     let choice = |shift: u8| usize::from(*choices >> shift & 3);
     let facts = Facts {
         version: VERSIONS[choice(0)],
@@ -48,7 +49,7 @@ fuzz_target!(|input: &[u8]| {
         Err(error) => return check(&error),
     };
     assert_eq!(foreign(&plan.arguments), foreign(&request.args));
-    if request.sock.is_none() && !speaks(&request.args) {
+    if request.sock.is_none() && !request.default_switch && !speaks(&request.args) {
         assert_eq!(plan.arguments, request.args);
         assert!(plan.back_end.is_none());
     }
