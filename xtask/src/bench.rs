@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | `guest` | `guest.rs` | pairs of QEMU guests, and a guest and a namespace |
 //! | `virtio-user` | `virtio_user.rs` | DPDK's virtio driver in front of our back end, of DPDK's and of Open vSwitch |
-//! | `cost` | `cost.rs` | CPU, wake-ups and memory of a back end |
+//! | `cost` | `cost.rs`, `start.rs` | CPU, wake-ups and memory of a back end, and what a start costs |
 //! | `micro` | `micro.rs` | offloads and rings by themselves, instructions for a frame |
 //! | `plug` | `plug.rs` | our VDE library and Debian's |
 //!
@@ -26,6 +26,7 @@ mod micro;
 mod plot;
 mod plug;
 mod report;
+mod start;
 mod usage;
 mod virtio_user;
 
@@ -56,7 +57,7 @@ enum Area {
     Guest(Options),
     /// Back ends behind DPDK's virtio driver
     VirtioUser(Options),
-    /// CPU, wake-ups and memory of a back end, and what it loses
+    /// CPU, wake-ups and memory of a back end, what it loses, and what a start costs
     Cost(Options),
     /// Offloads and rings by themselves, and instructions for a frame
     Micro(Options),

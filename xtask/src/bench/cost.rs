@@ -2,7 +2,7 @@
 //!
 //! Guests stand as in `guest.rs`; what is looked at is the process that moves their frames: ours, and of QEMU with its own
 //! `-netdev vde` the main thread, which does it there. Where there have to be many NICs, or one that is faster than an
-//! emulated guest, DPDK's virtio-user is in front of the back end (`virtio_user.rs`).
+//! emulated guest, DPDK's virtio-user is in front of the back end (`virtio_user.rs`). What a start costs is in `start.rs`.
 
 use std::process::Command;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use super::guest::network::{Kind, Standing};
 use super::line::{Comparison, Line, Side, Wanted};
 use super::virtio_user::network::{FRONT_CORE, PINNED};
 use super::virtio_user::testpmd::{Options, Testpmd, virtio_user};
-use super::{Bench, usage};
+use super::{Bench, start, usage};
 use crate::{interrupt, step};
 
 const CPU: &str = "CPU of guest TCP through one vde_switch";
@@ -45,11 +45,14 @@ const SETTLED: Duration = Duration::from_secs(2);
 
 /// The names of all lines.
 pub fn names() -> Vec<String> {
-    [CPU, IDLE, MEMORY, LOSS].map(str::to_owned).to_vec()
+    [CPU, IDLE, MEMORY, LOSS, start::NAME].map(str::to_owned).to_vec()
 }
 
 /// Measures the lines that were asked for.
 pub fn run(bench: &mut Bench) -> Result<()> {
+    if bench.wants(start::NAME) {
+        start::run(bench)?;
+    }
     if bench.wants(MEMORY) {
         memory(bench)?;
     }
