@@ -3,8 +3,8 @@
 //! The old `-net` options are read ([`crate::legacy`]), it is decided what becomes of them
 //! ([`crate::segments`]), likewise of the modern forms ([`crate::modern`]), and guest memory is made
 //! shareable if one of the NICs needs it. All this is written as edits of the argument list: a command
-//! line without any VDE option and without what QEMU no longer knows comes out exactly as it went in,
-//! and so does the outcome of a rewriting.
+//! line without any VDE network ([`crate::sock_list`] has those that no option names) and without what
+//! QEMU no longer knows comes out exactly as it went in, and so does the outcome of a rewriting.
 
 use std::ffi::{OsStr, OsString};
 

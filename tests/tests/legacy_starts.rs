@@ -1,6 +1,8 @@
 //! What of the old syntax starts on which QEMU, and what is connected to what then, as QEMU itself says. No guest runs.
 
+use std::fs::Permissions;
 use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -97,14 +99,14 @@ fn connections(info: &str) -> Vec<String> {
 }
 
 /// Starts a paused VM and asks it; gives the connections, and what was said.
-fn start(qemu: Qemu, home: &Path, line: &str) -> (Vec<String>, String) {
+fn start(qemu: &Path, home: &Path, line: &str) -> (Vec<String>, String) {
     let mut options: Vec<&str> = line.split(' ').collect();
     let own = options.iter().position(|word| *word != "-sock").filter(|at| *at > 0).map_or(0, |at| at + 1);
     let options = options.split_off(own);
     let own: Vec<&str> = line.split(' ').take(own).collect();
     let mut child = Command::new(places::own_program("vdeq").unwrap())
         .args(own)
-        .arg(qemu.program().unwrap())
+        .arg(qemu)
         .args(["-accel", "tcg", "-m", "32", "-S", "-display", "none", "-qmp", "stdio"])
         .args(options)
         .env("HOME", home)
@@ -132,7 +134,7 @@ fn start(qemu: Qemu, home: &Path, line: &str) -> (Vec<String>, String) {
 /// Starts each line; 7.2 is the oldest QEMU with the netdevs that hubs need.
 fn all_lines_start(qemu: Qemu, name: &str) {
     let (first, second) = (Switch::start().unwrap(), Switch::start().unwrap());
-    let home = tempfile::tempdir().unwrap();
+    let (home, program) = (tempfile::tempdir().unwrap(), qemu.program().unwrap());
     let [a, b] = [&first, &second].map(|switch| format!("sock={}", switch.path().display()));
     let list = |text: &str| text.replace("sock=", "");
     for (line, expected) in LINES {
@@ -144,7 +146,7 @@ fn all_lines_start(qemu: Qemu, name: &str) {
             .replace("-sock A", &format!("-sock {}", list(&a)))
             .replace("TAP", &format!("lg{name}{}", std::process::id()))
             .replace("DUMP", "frames.pcap");
-        let (connections, said) = start(qemu, home.path(), &words);
+        let (connections, said) = start(&program, home.path(), &words);
         assert_eq!(connections, expected, "{words}: {said}");
         // A warning of QEMU's would be about a NIC or a network that got lost.
         let warnings = said.lines().filter(|text| text.contains("warning:"));
@@ -166,4 +168,25 @@ fn q_12_old_lines_connect_what_they_say_on_qemu_10() {
 #[test]
 fn q_12_old_lines_connect_what_they_say_on_qemu_7_2() {
     all_lines_start(Qemu::V7_2, "7");
+}
+
+#[test]
+fn qemu_without_stream_uses_its_own_client() {
+    let switch = Switch::start().unwrap();
+    let home = tempfile::tempdir().unwrap();
+    let (program, sock) = (home.path().join("qemu-system-x86_64"), switch.path().display().to_string());
+    let script =
+        "#!/bin/sh\n[ \"$1\" = --version ] && exec echo QEMU emulator version 6.2.0\nexec QEMU \"$@\"\n";
+    let script = script.replace("QEMU \"", &format!("{} \"", Qemu::V7_2.program().unwrap().display()));
+    std::fs::write(&program, script).unwrap();
+    std::fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
+    for (line, expected) in [
+        ("-net nic,model=e1000 -net vde,sock=A,port=7,mode=0660,group=root", "e1000 - vde"),
+        ("-net nic,model=virtio -net vde,sock=A -net user", "hub 0: user vde virtio-net-pci"),
+        ("-net nic,model=virtio -net vde,sock=A", "virtio-net-pci - vhost-user"),
+    ] {
+        let (connections, said) = start(&program, home.path(), &line.replace('A', &sock));
+        assert_eq!(connections, [expected], "{line}: {said}");
+        assert_eq!(said.contains("VDE client of QEMU itself"), expected.contains("vde"), "{line}: {said}");
+    }
 }
