@@ -116,7 +116,7 @@ fn all_hear_each_other(qemu: Qemu, name: &str) {
         |number| other_host(&mut guest, &format!("52:54:00:00:04:0{number}"), &format!("10.0.0.{number}"));
     let hosts = [1, 2, 3].map(host);
     let talk = |guest: &mut Guest, from: usize, to: u8| {
-        let text = guest.run_ok(&format!("{} ping -c 3 -i 0.2 -W 5 -s 1400 10.0.0.{to}", hosts[from]), LIMIT);
+        let text = guest.run_ok(&format!("{} ping -c 2 -i 0.1 -W 5 -s 1400 10.0.0.{to}", hosts[from]), LIMIT);
         let text = text.unwrap();
         assert!(text.contains(" 0% packet loss"), "{from} to {to}: {text}");
     };
