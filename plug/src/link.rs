@@ -131,8 +131,12 @@ impl<'a> TxFrame<'a> {
 
     /// Length in bytes.
     #[expect(clippy::len_without_is_empty, reason = "a frame is never empty")]
+    #[inline]
     pub fn len(&self) -> usize {
-        self.bufs.iter().fold(0, |sum: usize, piece| sum.saturating_add(piece.len()))
+        match self.bufs {
+            [only] => only.len(),
+            bufs => bufs.iter().fold(0, |sum: usize, piece| sum.saturating_add(piece.len())),
+        }
     }
 
     /// Copies the frame's bytes from `offset` on; returns how many there were.

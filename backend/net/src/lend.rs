@@ -72,6 +72,20 @@ impl<'a> Source<'a> {
     }
 }
 
+/// Copies a header and a piece behind it to guest memory. False: there is not so much room, and nothing was done.
+#[inline]
+pub fn copy<const N: usize>(header: &[u8; N], piece: &TxBuf<'_>, room: &GuestBuf) -> bool {
+    if room.len().checked_sub(N).is_none_or(|behind| behind < piece.len()) {
+        return false;
+    }
+    room.write_first(header);
+    let to = room.as_ptr().wrapping_add(N);
+    // SAFETY: the piece is readable, as whoever made it promised; behind `N` bytes there is room for it by the check (vring,
+    // invariant B). Both may overlap and be written by others, as in `Source::fill`.
+    unsafe { std::ptr::copy(piece.as_ptr(), to, piece.len()) };
+    true
+}
+
 /// An empty vector that reuses the allocation of another: the collect happens in place.
 pub fn recycle<A, B>(mut pieces: Vec<A>) -> Vec<B> {
     pieces.clear();
@@ -137,6 +151,22 @@ mod tests {
         let own: Vec<_> =
             ring.bufs(0).iter().map(|piece| (piece.as_ptr().cast_const(), piece.len())).collect();
         assert_eq!((lent, own.len()), (own.clone(), 3));
+    }
+
+    #[test]
+    fn copy_takes_a_piece_that_fits() {
+        let ring = ring(Direction::Rx);
+        let [small, room, _] = ring.bufs(0) else { panic!("three pieces") };
+        let bytes: Vec<u8> = (1..=18).collect();
+        let back = |room: &GuestBuf| {
+            let mut back = [0; 20];
+            let count = room.read_at(0, &mut back);
+            back[..count].to_vec()
+        };
+        assert!(!copy(&[7; 2], &TxBuf::new(&bytes[..9]), small) && !copy(&[7; 11], &TxBuf::EMPTY, small));
+        assert_eq!(back(small), [0; 10], "nothing was done");
+        assert!(copy(&[7; 10], &TxBuf::EMPTY, small) && copy(&[8; 2], &TxBuf::new(&bytes), room));
+        assert_eq!((back(small), back(room)), (vec![7; 10], [&[8; 2][..], &bytes].concat()));
     }
 
     #[test]

@@ -25,7 +25,7 @@ use vdeplug::{Header, TxBuf, TxFrame};
 use vring::buf::write_chain;
 
 use crate::counters::{Counter, Counters};
-use crate::lend::Source;
+use crate::lend::{self, Source};
 use crate::queue::Queue;
 
 /// Chains that are looked at ahead of the frames.
@@ -83,7 +83,11 @@ impl<'q> Filler<'q> {
     }
 
     /// Puts a frame there, of which [`TxFrame::segments`] are there already.
+    #[inline]
     pub fn place(&mut self, frame: &TxFrame<'_>) -> Placed {
+        if self.place_at_once(frame) {
+            return Placed::Done;
+        }
         self.try_place(frame).unwrap_or_else(|counter| {
             counter.add(1);
             Placed::Done
@@ -100,8 +104,31 @@ impl<'q> Filler<'q> {
     }
 
     /// Whether it passed over so many empty chains that it leaves the rest to others.
+    #[inline]
     fn rests(&self) -> bool {
         self.empty > EMPTY_MAX
+    }
+
+    /// The case that small frames are, and that costs less than to find out which it is: nothing is to be done to the frame,
+    /// it is in one piece, and the next chain is one buffer that holds it. False: nothing was done.
+    #[inline]
+    fn place_at_once(&mut self, frame: &TxFrame<'_>) -> bool {
+        const NOTHING: [u8; Header::LEN] = Header::NONE.encode(1);
+        let [piece] = frame.bufs else { return false };
+        let (len, need) = (piece.len(), piece.len().saturating_add(NOTHING.len()));
+        let plain = frame.header.is_done() && frame.header.flags == 0;
+        let known = (FRAME_MIN..=BIG_FRAME_MAX).contains(&len) && need <= self.queue.most_room;
+        let headed = self.queue.accepted.header_len == NOTHING.len();
+        if !plain || !known || !headed || self.rests() || !self.reach(self.next) {
+            return false;
+        }
+        let [room] = self.queue.ring.bufs(self.next) else { return false };
+        if !lend::copy(&NOTHING, piece, room) {
+            return false;
+        }
+        self.queue.ring.complete(self.next, u32::try_from(need).unwrap_or(u32::MAX));
+        self.count(self.next + 1, len);
+        true
     }
 
     /// As [`Filler::place`]; the error is the counter of why the frame is dropped.
@@ -271,6 +298,7 @@ impl<'q> Filler<'q> {
     }
 
     /// Whether the window holds this chain.
+    #[inline]
     fn reach(&mut self, chain: usize) -> bool {
         if chain >= self.filled {
             self.filled = self.queue.fill(chain + AHEAD, self.counters, self.name);
@@ -284,6 +312,7 @@ impl<'q> Filler<'q> {
         self.count(end, len);
     }
 
+    #[inline]
     fn count(&mut self, end: usize, len: usize) {
         self.next = end;
         self.frames += 1;

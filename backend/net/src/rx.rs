@@ -47,8 +47,10 @@ pub struct Round {
 pub struct Reader {
     /// The rooms; none before the first batch.
     memory: Vec<u8>,
+    /// Header and length of each frame that was received into them.
+    received: Vec<(Header, usize)>,
     coalescer: Coalescer,
-    pieces: Vec<TxBuf<'static>>,
+    delivery: Delivery,
 }
 
 impl Reader {
@@ -66,109 +68,106 @@ impl Reader {
         let big = link.offloads();
         let small = !big && link.max_frame() <= FRAME_MAX;
         let (count, distance) = if small { (BATCH, ROOM) } else { (BIG_BATCH, BIG_ROOM) };
-        let mut received = [(Header::NONE, 0); BATCH];
-        let received = received.get_mut(..count).unwrap_or_default();
-        let got = receive(link, &mut self.memory, distance, received)?;
-        let received = received.get(..got).unwrap_or_default();
+        receive(link, &mut self.memory, distance, count, &mut self.received)?;
         let takes = inlets.takes();
         // A link on which another program came meanwhile may have changed its mind.
-        let undone = received.iter().any(|(header, _)| !header.is_done());
+        let undone = self.received.iter().any(|(header, _)| !header.is_done());
         if big || undone || !takes.csum {
-            deliver(&self.memory, distance, received, inlets, counters);
+            self.deliver(distance, inlets, counters);
         } else {
             let take =
                 Take { csum: true, tcp4: takes.tso4, tcp6: takes.tso6, ecn: takes.ecn, udp: takes.uso };
-            self.join(distance, received, take, inlets, counters);
+            self.join(distance, take, inlets, counters);
         }
-        Ok(Round { moved: got, drained: got < count })
+        let moved = self.received.len();
+        Ok(Round { moved, drained: moved < count })
     }
 
     /// Delivers what lies in rooms, joined.
-    fn join(
-        &mut self,
-        distance: usize,
-        received: &[(Header, usize)],
-        take: Take,
-        inlets: &Inlets,
-        counters: &Counters,
-    ) {
+    fn join(&mut self, distance: usize, take: Take, inlets: &Inlets, counters: &Counters) {
         let mut frames: [&[u8]; BATCH] = [&[]; BATCH];
-        let rooms = self.memory.chunks_exact(distance).zip(received);
+        let rooms = self.memory.chunks_exact(distance).zip(&self.received);
         let whole = rooms.filter_map(|(room, (_, len))| room.get(..*len));
         let count = frames.iter_mut().zip(whole).map(|(slot, frame)| *slot = frame).count();
-        counters.rx_too_long.add((received.len() - count) as u64);
+        counters.rx_too_long.add((self.received.len() - count) as u64);
         let frames = frames.get(..count).unwrap_or_default();
         self.coalescer.join(frames, take);
-        let mut pieces = lend::recycle(std::mem::take(&mut self.pieces));
-        let mut whole = [(Header::NONE, 0); BATCH];
-        let mut joined_count = 0;
-        for (slot, joined) in whole.iter_mut().zip(self.coalescer.frames()) {
+        let mut pieces = self.delivery.begin();
+        for joined in self.coalescer.frames() {
             let Joined { header, head, parts, .. } = joined;
             if !head.is_empty() {
                 pieces.push(TxBuf::new(head));
             }
             let bytes = |part: &offload::coalesce::Part| frames.get(part.frame)?.get(part.range.clone());
             pieces.extend(parts.iter().filter_map(bytes).map(TxBuf::new));
-            *slot = (header, pieces.len());
-            joined_count += 1;
+            self.delivery.frames.push((header, pieces.len()));
         }
-        counters.rx_joined.add((count - joined_count) as u64);
-        let mut start = 0;
-        let frames: [TxFrame<'_>; BATCH] = std::array::from_fn(|index| {
-            let (header, end) = whole.get(index).copied().unwrap_or_default();
-            let bufs = pieces.get(start..end).unwrap_or_default();
-            start = end;
-            TxFrame { bufs, header, segments: 0 }
-        });
-        inlets.deliver(frames.get(..joined_count).unwrap_or_default());
-        self.pieces = lend::recycle(pieces);
+        counters.rx_joined.add((count - self.delivery.frames.len()) as u64);
+        self.delivery.end(pieces, inlets);
+    }
+
+    /// Delivers what lies in rooms, as it is.
+    fn deliver(&mut self, distance: usize, inlets: &Inlets, counters: &Counters) {
+        let mut pieces = self.delivery.begin();
+        for (room, (header, len)) in self.memory.chunks_exact(distance).zip(&self.received) {
+            if let Some(bytes) = room.get(..*len) {
+                pieces.push(TxBuf::new(bytes));
+                // That its checksums are right is the network's word, and not enough.
+                let header = Header { flags: header.flags & !DATA_VALID, ..*header };
+                self.delivery.frames.push((header, pieces.len()));
+            }
+        }
+        counters.rx_too_long.add((self.received.len() - pieces.len()) as u64);
+        self.delivery.end(pieces, inlets);
     }
 }
 
-/// Receives into rooms; notes the header and the length of each frame, and returns how many there were.
+/// Receives up to `count` frames into rooms; notes the header and the length of each.
 fn receive(
     link: &dyn Link,
     memory: &mut [u8],
     distance: usize,
-    received: &mut [(Header, usize)],
-) -> Result<usize, LinkError> {
+    count: usize,
+    received: &mut Vec<(Header, usize)>,
+) -> Result<(), LinkError> {
     let mut rooms = memory.chunks_exact_mut(distance);
     let rooms: [RxBuf<'_>; BATCH] = std::array::from_fn(|_| RxBuf::new(rooms.next().unwrap_or_default()));
+    let mut rooms = rooms.chunks_exact(1);
     let mut frames: [RxFrame<'_>; BATCH] =
-        std::array::from_fn(|index| RxFrame::new(rooms.get(index..=index).unwrap_or_default()));
-    let got = link.recv(frames.get_mut(..received.len()).unwrap_or_default())?;
-    for (note, frame) in received.iter_mut().zip(&frames).take(got) {
-        *note = (frame.header, frame.len);
-    }
-    Ok(got)
+        std::array::from_fn(|_| RxFrame::new(rooms.next().unwrap_or_default()));
+    received.clear();
+    let got = link.recv(frames.get_mut(..count).unwrap_or_default())?;
+    received.extend(frames.iter().take(got).map(|frame| (frame.header, frame.len)));
+    Ok(())
 }
 
-/// Delivers what lies in rooms, as it is.
-fn deliver(
-    memory: &[u8],
-    distance: usize,
-    received: &[(Header, usize)],
-    inlets: &Inlets,
-    counters: &Counters,
-) {
-    let mut pieces = [TxBuf::EMPTY; BATCH];
-    let mut headers = [Header::NONE; BATCH];
-    let mut count = 0;
-    for (room, (header, len)) in memory.chunks_exact(distance).zip(received) {
-        match (room.get(..*len), pieces.get_mut(count), headers.get_mut(count)) {
-            (Some(bytes), Some(piece), Some(note)) => {
-                // That its checksums are right is the network's word, and not enough.
-                (*piece, *note) =
-                    (TxBuf::new(bytes), Header { flags: header.flags & !DATA_VALID, ..*header });
-                count += 1;
-            }
-            _ => counters.rx_too_long.add(1),
-        }
+/// Frames as they are made of pieces and delivered. Its memory is kept from batch to batch.
+#[derive(Default)]
+struct Delivery {
+    /// The header of each frame, and where in the list of all pieces its own end.
+    frames: Vec<(Header, usize)>,
+    pieces: Vec<TxBuf<'static>>,
+    whole: Vec<TxFrame<'static>>,
+}
+
+impl Delivery {
+    /// Begins a list of pieces.
+    fn begin<'a>(&mut self) -> Vec<TxBuf<'a>> {
+        self.frames.clear();
+        lend::recycle(std::mem::take(&mut self.pieces))
     }
-    let frames: [TxFrame<'_>; BATCH] = std::array::from_fn(|index| TxFrame {
-        bufs: pieces.get(index..=index).unwrap_or_default(),
-        header: headers.get(index).copied().unwrap_or_default(),
-        segments: 0,
-    });
-    inlets.deliver(frames.get(..count).unwrap_or_default());
+
+    /// Delivers the frames.
+    fn end(&mut self, pieces: Vec<TxBuf<'_>>, inlets: &Inlets) {
+        let mut whole = lend::recycle(std::mem::take(&mut self.whole));
+        let mut start = 0;
+        for (header, end) in &self.frames {
+            let bufs = pieces.get(start..*end).unwrap_or_default();
+            whole.push(TxFrame { header: *header, ..TxFrame::new(bufs) });
+            start = *end;
+        }
+        inlets.deliver(&whole);
+        self.whole = lend::recycle(whole);
+        self.pieces = lend::recycle(pieces);
+    }
 }

@@ -27,12 +27,14 @@ impl GuestBuf {
     }
 
     /// Address in this process.
+    #[inline]
     pub fn as_ptr(&self) -> *mut u8 {
         self.base
     }
 
     /// Length in bytes; never 0 in a chain.
     #[expect(clippy::len_without_is_empty, reason = "a piece is never empty")]
+    #[inline]
     pub fn len(&self) -> usize {
         self.len
     }
@@ -40,9 +42,17 @@ impl GuestBuf {
     /// A copy of the first bytes; `None` if there are not so many.
     #[inline]
     pub(crate) fn first_chunk<const N: usize>(&self) -> Option<[u8; N]> {
-        // SAFETY: `N` bytes lie in the piece by the check (B), and any bytes at any address are such an array. The compiler
-        // must not read them again, hence volatile.
-        (self.len >= N).then(|| unsafe { self.base.cast::<[u8; N]>().read_volatile() })
+        // SAFETY: `N` bytes lie in the piece by the check (B), and any bytes at any address are such an array.
+        (self.len >= N).then(|| unsafe { self.base.cast::<[u8; N]>().read_unaligned() })
+    }
+
+    /// Writes the first bytes, unless there are not so many.
+    #[inline]
+    pub fn write_first<const N: usize>(&self, from: &[u8; N]) {
+        if self.len >= N {
+            // SAFETY: as in `first_chunk`.
+            unsafe { self.base.cast::<[u8; N]>().write_unaligned(*from) };
+        }
     }
 
     /// Leaves out the first `count` bytes, or all if there are fewer.

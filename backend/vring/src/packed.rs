@@ -130,8 +130,14 @@ impl Packed {
     /// Takes the chain that begins with `head` in the next slot. It is followed to its end even when it broke the
     /// rules, because only the end tells its id and how many slots it takes up.
     fn take(&mut self, head: Desc, window: &mut Window) -> Result<(), Broken> {
-        let room = self.raw.size() - self.taken;
         let mut chain = window.begin();
+        // A chain of one, as most are.
+        if head.flags & (DESC_F_NEXT | DESC_F_INDIRECT) == 0 {
+            let good = window.add(&mut chain, &head).is_some();
+            self.close(chain, good, head.link, 1, window);
+            return Ok(());
+        }
+        let room = self.raw.size() - self.taken;
         let (mut desc, mut slots, mut good) = (head, 1, true);
         loop {
             good = good && self.add(&desc, &mut chain, window).is_some();
@@ -146,10 +152,16 @@ impl Packed {
             desc = self.raw.desc(self.next.forward(slots, self.raw.size()).slot);
             slots += 1;
         }
-        window.close(chain, good, desc.link, slots);
+        self.close(chain, good, desc.link, slots, window);
+        Ok(())
+    }
+
+    /// Ends a chain that takes up so many slots.
+    #[inline]
+    fn close(&mut self, chain: Building, good: bool, id: u16, slots: u16, window: &mut Window) {
+        window.close(chain, good, id, slots);
         self.next = self.next.forward(slots, self.raw.size());
         self.taken += slots;
-        Ok(())
     }
 
     /// Adds a descriptor, or the table that it names; `None`: it breaks the rules.
@@ -165,6 +177,7 @@ impl Packed {
         (0..count).try_for_each(|index| window.add(chain, &table.get_packed(index)?))
     }
 
+    #[inline]
     pub fn complete(&mut self, chain: &Chain, written: u32) {
         let wrap = if self.writing.wrap { DESC_F_AVAIL | DESC_F_USED } else { 0 };
         // Without this flag the driver does not look at the length.

@@ -28,12 +28,14 @@ pub struct Desc {
 }
 
 impl Desc {
+    #[inline]
     fn split(addr: u64, rest: u64) -> Self {
         let [l0, l1, l2, l3, f0, f1, n0, n1] = rest.to_le_bytes();
         let (flags, link) = (u16::from_le_bytes([f0, f1]), u16::from_le_bytes([n0, n1]));
         Self { addr, len: u32::from_le_bytes([l0, l1, l2, l3]), flags, link }
     }
 
+    #[inline]
     fn packed(addr: u64, rest: u64) -> Self {
         let Self { len, flags: id, link: flags, .. } = Self::split(addr, rest);
         Self { addr, len, flags, link: id }
@@ -64,18 +66,21 @@ impl Part {
     }
 
     /// A 16-bit field. Every caller's offset is even and inside the part (R1).
+    #[inline]
     fn word(&self, offset: usize) -> &AtomicU16 {
         // SAFETY: R2 and R3: the field is mapped and aligned for as long as the ring lives.
         unsafe { &*self.base.wrapping_add(offset).cast::<AtomicU16>() }
     }
 
     /// A 32-bit field; as [`Part::word`], of a part that is aligned to 4.
+    #[inline]
     fn double(&self, offset: usize) -> &AtomicU32 {
         // SAFETY: as above.
         unsafe { &*self.base.wrapping_add(offset).cast::<AtomicU32>() }
     }
 
     /// A 64-bit field; as [`Part::word`], of a part that is aligned to 16.
+    #[inline]
     fn quad(&self, offset: usize) -> &AtomicU64 {
         // SAFETY: as above.
         unsafe { &*self.base.wrapping_add(offset).cast::<AtomicU64>() }
@@ -98,15 +103,18 @@ impl DescTable {
     }
 
     /// The descriptor at `index` of a split ring's table, or `None` beyond its end.
+    #[inline]
     pub fn get(&self, index: u16) -> Option<Desc> {
         self.words(index).map(|(addr, rest)| Desc::split(addr, rest))
     }
 
     /// The same of a packed ring's table.
+    #[inline]
     pub fn get_packed(&self, index: u16) -> Option<Desc> {
         self.words(index).map(|(addr, rest)| Desc::packed(addr, rest))
     }
 
+    #[inline]
     fn words(&self, index: u16) -> Option<(u64, u64)> {
         if index >= self.count {
             return None;
@@ -151,14 +159,17 @@ impl SplitParts {
         })
     }
 
+    #[inline]
     pub fn size(&self) -> u16 {
         self.size
     }
 
+    #[inline]
     pub fn table(&self) -> DescTable {
         DescTable { base: self.desc.base, count: self.size }
     }
 
+    #[inline]
     fn slot(&self, index: u16) -> usize {
         usize::from(index & (self.size - 1))
     }
@@ -168,10 +179,12 @@ impl SplitParts {
     }
 
     /// Acquire: entries and descriptors that the driver wrote before this index are visible after it.
+    #[inline]
     pub fn avail_idx(&self) -> u16 {
         u16::from_le(self.avail.word(2).load(Ordering::Acquire))
     }
 
+    #[inline]
     pub fn avail_entry(&self, index: u16) -> u16 {
         u16::from_le(self.avail.word(4 + 2 * self.slot(index)).load(Ordering::Relaxed))
     }
@@ -194,6 +207,7 @@ impl SplitParts {
         self.used.word(2).store(index.to_le(), Ordering::Release);
     }
 
+    #[inline]
     pub fn set_used_entry(&self, index: u16, head: u16, len: u32) {
         let at = 4 + 8 * self.slot(index);
         self.used.double(at).store(u32::from(head).to_le(), Ordering::Relaxed);
@@ -235,16 +249,19 @@ impl PackedParts {
         })
     }
 
+    #[inline]
     pub fn size(&self) -> u16 {
         self.size
     }
 
+    #[inline]
     fn slot(&self, index: u16) -> usize {
         16 * usize::from(index & (self.size - 1))
     }
 
     /// The descriptor at `index`. Acquire: if its flags say that it is available, then what the driver wrote before them
     /// is visible after this. Length, id and flags are one load, so the former two are no older than the flags.
+    #[inline]
     pub fn desc(&self, index: u16) -> Desc {
         let at = self.slot(index);
         let rest = u64::from_le(self.desc.quad(at + 8).load(Ordering::Acquire));
@@ -257,6 +274,7 @@ impl PackedParts {
     }
 
     /// Writes a used descriptor. Release: buffers and used descriptors written before are visible to a driver that sees this one.
+    #[inline]
     pub fn set_used(&self, index: u16, id: u16, len: u32, flags: u16) {
         let word = u64::from(len) | u64::from(id) << 32 | u64::from(flags) << 48;
         self.desc.quad(self.slot(index) + 8).store(word.to_le(), Ordering::Release);

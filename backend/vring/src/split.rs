@@ -6,7 +6,7 @@
 use std::sync::atomic::{Ordering, fence};
 
 use crate::mem::Memory;
-use crate::raw::{DescTable, SplitParts};
+use crate::raw::{Desc, DescTable, SplitParts};
 use crate::ring::{Broken, Layout, RingError};
 use crate::window::{Building, Chain, DESC_F_INDIRECT, DESC_F_NEXT, MAX_CHAIN, Window};
 
@@ -57,8 +57,15 @@ impl Split {
             let head = self.raw.avail_entry(self.next_avail);
             self.next_avail = self.next_avail.wrapping_add(1);
             let mut chain = window.begin();
-            let good = self.walk(head, &mut chain, window).is_some();
-            window.close(chain, good, head, 1);
+            let good = match self.raw.table().get(head) {
+                // A chain of one, as most are.
+                Some(desc) if desc.flags & (DESC_F_NEXT | DESC_F_INDIRECT) == 0 => {
+                    window.add(&mut chain, &desc)
+                }
+                Some(desc) => self.walk(desc, &mut chain, window),
+                None => None,
+            };
+            window.close(chain, good.is_some(), head, 1);
         }
         Ok(())
     }
@@ -75,31 +82,33 @@ impl Split {
         Ok(avail != self.next_avail)
     }
 
-    /// Adds the descriptors of a chain; `None`: it breaks the rules.
-    fn walk(&self, head: u16, chain: &mut Building, window: &mut Window) -> Option<()> {
+    /// Adds the descriptors of a chain, the first of which was read; `None`: it breaks the rules.
+    fn walk(&self, mut desc: Desc, chain: &mut Building, window: &mut Window) -> Option<()> {
         let mut table: DescTable = self.raw.table();
-        let (mut index, mut indirect) = (head, false);
+        let mut indirect = false;
         // More descriptors than that are a loop, or a chain that no system call takes. An indirect descriptor itself is
         // not counted, hence the extra round.
         for _ in 0..=MAX_CHAIN.min(usize::from(self.raw.size())) {
-            let desc = table.get(index)?;
-            if desc.flags & DESC_F_INDIRECT != 0 {
+            let index = if desc.flags & DESC_F_INDIRECT != 0 {
                 if indirect {
                     return None;
                 }
                 table = window.indirect(&desc)?.0;
-                (indirect, index) = (true, 0);
-                continue;
-            }
-            window.add(chain, &desc)?;
-            if desc.flags & DESC_F_NEXT == 0 {
-                return Some(());
-            }
-            index = desc.link;
+                indirect = true;
+                0
+            } else {
+                window.add(chain, &desc)?;
+                if desc.flags & DESC_F_NEXT == 0 {
+                    return Some(());
+                }
+                desc.link
+            };
+            desc = table.get(index)?;
         }
         None
     }
 
+    #[inline]
     pub fn complete(&mut self, chain: &Chain, written: u32) {
         // An entry outside the table names no chain that the driver could take back.
         if chain.id >= self.raw.size() {
