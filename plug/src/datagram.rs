@@ -181,7 +181,16 @@ fn send_run(
 
 /// Whether a socket has room for another frame, or an error to tell of.
 pub(crate) fn is_writable(fd: BorrowedFd<'_>) -> bool {
-    let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::OUT)];
+    shows(fd, PollFlags::OUT)
+}
+
+/// Whether a datagram waits in a socket, or an error.
+pub(crate) fn is_readable(fd: BorrowedFd<'_>) -> bool {
+    shows(fd, PollFlags::IN)
+}
+
+fn shows(fd: BorrowedFd<'_>, events: PollFlags) -> bool {
+    let mut fds = [PollFd::from_borrowed_fd(fd, events)];
     poll(&mut fds, Some(&Timespec::default())).is_ok_and(|count| count > 0)
 }
 
@@ -215,11 +224,20 @@ pub(crate) fn recv(
     frames: &mut [RxFrame<'_>],
     meter: &Meter,
 ) -> Result<usize, LinkError> {
-    recv_by(frames, meter, |rest| match framing {
-        Framing::Plain => recv_plain(fd, rest, &mut []),
-        Framing::Header => recv_with_headers(fd, rest, &mut [[0; Header::LEN]; sys::BATCH], &mut []),
-        Framing::Packet => kernel::packet_recv(fd, rest),
-    })
+    recv_by(frames, meter, |rest| recv_batch(fd, framing, rest))
+}
+
+/// Receives up to a batch of frames.
+pub(crate) fn recv_batch(
+    fd: BorrowedFd<'_>,
+    framing: Framing,
+    frames: &mut [RxFrame<'_>],
+) -> Result<usize, Failure> {
+    match framing {
+        Framing::Plain => recv_plain(fd, frames, &mut []),
+        Framing::Header => recv_with_headers(fd, frames, &mut [[0; Header::LEN]; sys::BATCH], &mut []),
+        Framing::Packet => kernel::packet_recv(fd, frames),
+    }
 }
 
 /// [`Link::recv`](crate::Link::recv) by a call that receives up to a batch of frames.

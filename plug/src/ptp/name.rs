@@ -5,7 +5,7 @@
 //! them, by a link. The kernel goes on to tell the first one to whoever is connected to the socket or got a datagram of it.
 //! So a program learns without a word what the other one is: `.ptp-PID-NUMBER` is one of ours, and `+gso` behind that says
 //! that it takes big frames and a header before each. Two of which both say so always send each other those and nothing
-//! else. Neither side's name ever changes, so a datagram's sender says how it is to be read, and the socket that ours
+//! else. A socket's first name never changes, so a datagram's sender says how it is to be read, and the socket that ours
 //! is connected to how it wants to be written to, whoever comes and goes meanwhile.
 //!
 //! Others bind to the cable's name, or to none, and look at nobody's.
