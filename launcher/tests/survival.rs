@@ -334,3 +334,43 @@ fn descriptors_of_the_caller_are_qemus() {
         gone(pid);
     }
 }
+
+#[test]
+fn own_options_reach_the_back_end() {
+    const MACS: [[u8; 6]; 2] = [[0x52, 0x54, 0, 0xaa, 0xbb, 1], [0x52, 0x54, 0, 0xaa, 0xbb, 2]];
+    let mut rig = Rig::new();
+    let switch = rig.switch();
+    for (number, qemu) in qemus().iter().enumerate() {
+        let capture = format!("frames{number}.pcapng");
+        let mut command = rig.vdeq();
+        command.env("PATH", std::env::var("PATH").unwrap_or_default());
+        command.args(["--vde-capture", &rig.text(&capture), "--vde-log", "info"]).arg(&qemu.program);
+        command.args(["--vde-offloads", "off", "--vde-poll-us", "10", "-nodefaults", "-display", "none"]);
+        command.args(["-accel", "tcg", "-m", "64", "-boot", "n"]);
+        for (vlan, mac) in MACS.iter().enumerate() {
+            let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+            command.args(["-net", &format!("nic,vlan={vlan},model=virtio,macaddr={mac}"), "-net"]);
+            command.arg(format!("vde,vlan={vlan},sock={switch}"));
+        }
+        let child = spawn(&mut command);
+        let pid = child.id();
+        let back_end = || processes_with(&private_dir(pid)).first().copied();
+        until("a back end", || back_end().is_some());
+        let line = std::fs::read(format!("/proc/{}/cmdline", back_end().expect("a back end")))
+            .expect("command line");
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        assert!(line.contains(" --poll-us 10 ") && line.contains(" --no-offloads "), "{line}");
+        // The firmware asks everybody through the first NIC, and leaves the second one alone until nobody has answered.
+        let asks: Vec<u8> = [[0xff; 6], MACS[0]].concat();
+        let bytes = |nic| std::fs::read(rig.path(&capture.replace(".pcapng", nic))).unwrap_or_default();
+        let has_asked = |bytes: &[u8]| bytes.windows(asks.len()).any(|part| part == asks);
+        until("the question", || has_asked(&bytes(".nic0.pcapng")));
+        // What every file of this format begins with.
+        assert!(bytes(".nic1.pcapng").starts_with(&[0x0a, 0x0d, 0x0d, 0x0a]));
+        kill(pid, Signal::TERM);
+        let output = finish_child(child);
+        assert!(output.status.success(), "{}", stderr(&output));
+        assert!(stderr(&output).contains("vhost-user-vde: "), "nothing was logged: {}", stderr(&output));
+        gone(pid);
+    }
+}
