@@ -216,12 +216,14 @@ fn all_models_start_in_all_forms() {
 }
 
 #[test]
-fn a_board_keeps_the_nic_that_it_has() {
+fn a_board_has_the_nic_that_fits_it() {
     let rig = Rig::new();
     for (program, board, nic) in [
         ("qemu-system-arm", "versatilepb", "smc91c111"),
         ("qemu-system-arm", "vexpress-a9", "lan9118"),
         ("qemu-system-aarch64", "virt", "virtio-net-pci"),
+        ("qemu-system-riscv64", "virt", "virtio-net-pci"),
+        ("qemu-system-s390x", "s390-ccw-virtio", "virtio-net-ccw"),
     ] {
         let kind = if nic.starts_with("virtio") { "vhost-user" } else { "stream" };
         for words in ["-nic vde,sock=null://,id=a", "-net nic,netdev=a -netdev vde,id=a,sock=null://"] {
