@@ -225,13 +225,16 @@ fn starts_suboption(text: &str) -> bool {
         || SUBOPTIONS.iter().any(|key| text.strip_prefix(key).is_some_and(|rest| rest.starts_with('=')))
 }
 
+/// The largest number of a hub of QEMU's.
+const MAX_NUMBER: u32 = i32::MAX.cast_unsigned();
+
 /// A number that is one. The old wrapper made 0 of anything else.
 fn number(word: &str, key: &str, value: &str) -> Result<u32, Error> {
     let digits = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit());
-    let parsed = value.parse().ok().filter(|_| digits);
+    let parsed = value.parse().ok().filter(|&number| digits && number <= MAX_NUMBER);
     parsed.ok_or_else(|| Error::Net {
         word: word.to_owned(),
-        problem: format!("'{value}' is not a number; write for example {key}=1"),
+        problem: format!("'{value}' is not a number up to {MAX_NUMBER}; write for example {key}=1"),
     })
 }
 
