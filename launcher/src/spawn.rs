@@ -9,6 +9,7 @@
 mod back_end;
 mod board;
 mod cache;
+mod config_file;
 mod default_switch;
 mod private_dir;
 mod probe;
@@ -133,6 +134,9 @@ fn serve(plan: &Plan, asked: Option<&OsStr>, private_dir: PrivateDir) -> Result<
     let Some(back_end) = &plan.back_end else { return Ok(None) };
     if let Some(memory) = &plan.memory {
         space::check(&memory.places)?;
+        if memory.bytes.is_some() {
+            config_file::check(&scan(&plan.arguments))?;
+        }
     }
     let program = back_end::find(asked)?;
     // Dropped last: who is ended while the back end starts leaves nothing behind either.

@@ -158,6 +158,8 @@ fn q_4_sizes_are_those_of_a_plain_qemu() {
 #[test]
 fn q_6_private_memory_is_refused_before_qemu_starts() {
     let rig = Rig::new();
+    let config = rig.text("vm.cfg");
+    std::fs::write(&config, "[machine]\nmemory-backend = \"m\"\n").expect("a file");
     for (line, word) in [
         (
             "-object memory-backend-file,id=m,size=64M,mem-path=/dev/shm,share=off -M memory-backend=m",
@@ -178,10 +180,11 @@ fn q_6_private_memory_is_refused_before_qemu_starts() {
         ("-numa node,memdev=m", "-numa node,memdev=m"),
         ("-readconfig vm.cfg -M memory-backend=m", "-readconfig"),
         ("-readconfig vm.cfg", "-m"),
+        ("-readconfig CFG -m 64", "memory-backend in [machine]"),
         ("-M q35,memory-encryption=sev0", "memory-encryption="),
     ] {
         let mut command = rig.vdeq();
-        command.arg("qemu-system-x86_64").args(line.split(' ')).args([
+        command.arg("qemu-system-x86_64").args(line.replace("CFG", &config).split(' ')).args([
             "-net",
             "nic,model=virtio",
             "-net",
