@@ -11,6 +11,7 @@ use std::process::{Command, Stdio};
 use rig::{
     Rig, finish, finish_child, gone, private_dir, processes_with, spawn, stderr, stdout, until, wait_for,
 };
+use rustix::process::Signal;
 
 const NIC: [&str; 2] = ["-net", "nic,model=virtio"];
 
@@ -76,7 +77,7 @@ fn exec_with_a_nic_keeps_pid_and_passes_the_words() {
 
 #[test]
 fn c_55_exec_sets_sigpipe_back_and_leaves_other_dispositions() {
-    let rig = Rig::new();
+    let mut rig = Rig::new();
     let vdeq = env!("CARGO_BIN_EXE_vdeq");
     let field = |text: &str, name: &str| {
         let line = text.lines().find_map(|line| line.strip_prefix(name)).expect(name);
@@ -87,6 +88,14 @@ fn c_55_exec_sets_sigpipe_back_and_leaves_other_dispositions() {
     let output = finish(rig.vdeq().args(["sh", "-c", &line]));
     let text = stdout(&output);
     assert_eq!(field(&text, "SigIgn:") & (1 << 12), 0, "SIGPIPE is ignored");
+    assert_eq!(field(&text, "SigBlk:"), 0);
+    // The same behind a back end.
+    let switch = rig.switch();
+    let mut command = rig.vdeq();
+    command.arg("qemu-system-x86_64").args(NIC).args(vde(&switch)).env("FQ_DO", "cat /proc/self/status");
+    let text = stdout(&finish(&mut command));
+    let bits = [Signal::PIPE, Signal::USR1, Signal::USR2].map(|signal| 1 << (signal.as_raw() - 1));
+    assert_eq!(field(&text, "SigIgn:") & bits.iter().sum::<u64>(), 0, "{text}");
     assert_eq!(field(&text, "SigBlk:"), 0);
     let nohup = finish(Command::new("sh").args(["-c", &line]));
     assert_eq!(field(&stdout(&nohup), "SigIgn:") & 1, 1, "SIGHUP is no longer ignored");
