@@ -53,6 +53,10 @@ fuzz_target!(|input: &[u8]| {
         assert_eq!(plan.arguments, request.args);
         assert!(plan.back_end.is_none());
     }
+    // An older one has no stream, so that some networks stay with its own VDE client, by a word that we know.
+    if facts.version < QemuVersion::OLDEST_WITH_STREAM {
+        return;
+    }
     let again = Request { program: request.program, args: plan.arguments.clone(), ..Request::default() };
     let again = self::plan(emulator, &again, &facts).expect("our own line is a good one");
     assert_eq!(again.arguments, plan.arguments);
