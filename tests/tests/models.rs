@@ -140,6 +140,7 @@ fn q_9_models_of_qemu_10_talk_to_each_other_and_to_virtio() {
         (Form::Net, "rtl8139"),
         (Form::Nic, "pcnet"),
         (Form::Netdev, "vmxnet3"),
+        (Form::Nic, "e1000e"),
     ];
     models_talk(Qemu::Installed, "10", Form::Netdev, &models);
 }
