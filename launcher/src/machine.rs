@@ -121,20 +121,19 @@ impl Machine {
     }
 
     fn merge(&mut self, props: &Props) {
-        if let Some(kind) = props.get("type") {
-            self.kind = Some(kind.to_owned());
-        }
-        if let Some(id) = props.get("memory-backend") {
-            self.memory_backend = Some(id.to_owned());
-        }
-        if let Some(size) = props.get("memory.size") {
-            self.memory_size = Some(size.to_owned());
-        }
-        if let Some(list) = props.get("accel") {
+        // QEMU takes an underscore for a dash here.
+        let get = |name: &str| {
+            let key = props.keys().filter(|key| key.replace('_', "-") == name).last()?;
+            props.get(key).map(str::to_owned)
+        };
+        self.kind = get("type").or(self.kind.take());
+        self.memory_backend = get("memory-backend").or(self.memory_backend.take());
+        self.memory_size = get("memory.size").or(self.memory_size.take());
+        if let Some(list) = get("accel") {
             self.accelerators = list.split(':').map(str::to_owned).collect();
         }
         self.confidential |=
-            ["memory-encryption", "confidential-guest-support"].iter().any(|key| props.get(key).is_some());
+            ["memory-encryption", "confidential-guest-support"].iter().any(|key| get(key).is_some());
     }
 
     /// Whether the user chose an accelerator.

@@ -71,6 +71,10 @@ fn q_6_every_way_to_give_memory_ends_shared() {
             &[(Some("m"), 64 * MIB, true)],
         ),
         (
+            "-object memory-backend-ram,id=m,size=64M -M memory_backend=x -machine q35,memory_backend=m",
+            &[(Some("m"), 64 * MIB, false)],
+        ),
+        (
             "-object memory-backend-memfd,id=m,size=64M -M memory-backend=x -machine q35,memory-backend=m",
             &[(Some("m"), 64 * MIB, false)],
         ),

@@ -34,7 +34,11 @@ fn memory(text: &str) -> Option<(&str, &str)> {
             section = head.split([' ', ']']).next().unwrap_or("");
         } else if let Some((key, _)) = line.split_once('=') {
             let key = key.trim();
-            if matches!((section, key), ("machine", "memory-backend") | ("numa", "memdev")) {
+            // QEMU takes an underscore for a dash in a machine's properties.
+            if matches!(
+                (section, key),
+                ("machine", "memory_backend") | ("machine", "memory-backend") | ("numa", "memdev")
+            ) {
                 return Some((section, key));
             }
         }
