@@ -135,6 +135,7 @@ while read -r line; do
     *query-target*) answer='{{"return": {{"arch": "{arch}"}}}}' ;;
     *query-pci*) answer='{pci}' ;;
     *qom-list*) answer='{{"return": [{{"name": "device[0]", "type": "child<virtio-mmio>"}}, {{"name": "sysbus", "type": "child<System>"}}]}}' ;;
+    *quit*) exit ;;
     *) answer='{{"error": {{"class": "CommandNotFound", "desc": "The command has not been found"}}}}' ;;
     esac
     printf '%s\n' "$answer"
@@ -205,4 +206,15 @@ fn an_emulator_that_is_mute_is_not_waited_for() {
     let output = finish(&mut command);
     assert_eq!(output.status.code(), Some(5), "{}", stderr(&output));
     assert!(!Path::new(&rig::private_dir(std::process::id())).exists());
+}
+
+#[test]
+fn a_vm_that_was_only_asked_is_not_left_behind() {
+    let rig = Rig::new();
+    // A signal to the script would not reach its child, and a paused VM does not mind that nobody talks to it.
+    let script = format!("#!/bin/sh\n{} -name '{}' \"$@\"\n", installed().display(), rig.text("asked"));
+    let program = rig.script("wrapper", &script);
+    let text = plan(rig.vdeq().arg("--vde-print-plan").arg(&program), &NIC);
+    assert!(text.contains("id=pc.ram"), "{text}");
+    assert_eq!(rig::processes_with(&rig.text("asked")), Vec::<u32>::new());
 }

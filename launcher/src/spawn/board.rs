@@ -14,6 +14,7 @@
 //! | `query-target`, `query-pci`, `qom-list` | where a virtio NIC can be attached |
 
 use std::borrow::Cow;
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -28,12 +29,16 @@ use crate::machine::{Board, Bus, Told};
 use crate::props::double;
 use crate::spawn::cache;
 use crate::spawn::probe::read_until;
+use crate::spawn::sys::HeldSignals;
 
 /// An answer takes milliseconds once the machine is up; a loaded host may take a while.
 const LIMIT: Duration = Duration::from_secs(10);
 
 /// How long what it says on stderr is read when it has ended.
 const REMARKS_LIMIT: Duration = Duration::from_secs(1);
+
+/// How long it may take to leave.
+const END_LIMIT: Duration = Duration::from_secs(2);
 
 /// What `program` tells about the machine type `kind`, or its default one; an error is a reason in few words.
 pub fn told(program: &Path, kind: Option<&str>) -> Result<Told, String> {
@@ -46,6 +51,8 @@ pub fn told(program: &Path, kind: Option<&str>) -> Result<Told, String> {
 }
 
 fn ask(program: &Path, kind: Option<&str>) -> Result<Told, String> {
+    // Who is ended now would leave a paused VM behind.
+    let _held = HeldSignals::new().map_err(|error| error.to_string())?;
     let machine = kind.map(|kind| ["-machine".to_owned(), format!("type={}", double(kind))]);
     let words: Vec<&str> = machine.iter().flatten().map(String::as_str).collect();
     let refusal = match Emulator::start(program, &words).and_then(|mut emulator| emulator.tell()) {
@@ -69,10 +76,15 @@ fn ask(program: &Path, kind: Option<&str>) -> Result<Told, String> {
 struct Emulator {
     child: Child,
     client: Client,
+    /// Its stderr, which ends when nobody is left who has it.
+    errors: File,
 }
 
 impl Drop for Emulator {
     fn drop(&mut self) {
+        // What was started may be a script, and what answers a child of it that a signal would not reach.
+        self.client.execute("quit", json!({})).ok();
+        read_until(&mut self.errors, END_LIMIT);
         end(&mut self.child);
     }
 }
@@ -90,11 +102,12 @@ impl Emulator {
         let mut child = command.stderr(errors_writer).spawn().map_err(failed)?;
         // The command holds our copies of the child's ends.
         drop(command);
+        let mut errors = errors.into();
         match Client::new(ours.into(), LIMIT) {
-            Ok(client) => Ok(Self { child, client }),
+            Ok(client) => Ok(Self { child, client, errors }),
             Err(error) => {
                 end(&mut child);
-                let (said, _) = read_until(&mut errors.into(), REMARKS_LIMIT);
+                let (said, _) = read_until(&mut errors, REMARKS_LIMIT);
                 Err(refusal(program, &said).unwrap_or(error.to_string()))
             }
         }
