@@ -11,6 +11,7 @@ use std::fs::{self, DirBuilder, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::error::Error;
 use crate::plan::NicPlan;
@@ -20,6 +21,9 @@ pub const STAND_IN: &str = "/run/vdeq/PID";
 
 /// Longest name in a socket address, its final NUL excepted.
 const LONGEST_SOCKET: usize = 107;
+
+/// A back end has put its sockets into its directory by then, or never will.
+const START_LIMIT: Duration = Duration::from_secs(60);
 
 /// A private directory; removed when this value is dropped, unless handed over.
 #[derive(Debug)]
@@ -130,12 +134,16 @@ fn not_ours(path: &Path, problem: &'static str, is_root: bool) -> Error {
 }
 
 /// Removes the empty directories of processes that are gone: of a `vdeq` that was killed before its
-/// back end could take its directory over. One that is in use has sockets in it, and stays.
+/// back end could take its directory over. One that is in use has sockets in it, and stays. One that was
+/// made just now may be that of a process that we do not see, in another PID namespace or without `/proc`.
 fn sweep(base: &Path) {
     for entry in fs::read_dir(base).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let pid = name.to_str().and_then(|name| name.split('-').next()?.parse::<u32>().ok());
-        if pid.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists()) {
+        let is_old = || entry.metadata().ok()?.modified().ok()?.elapsed().ok().map(|age| age > START_LIMIT);
+        if pid.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists())
+            && is_old().unwrap_or(false)
+        {
             fs::remove_dir(entry.path()).ok();
         }
     }
@@ -160,18 +168,25 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     #[test]
-    fn sweep_removes_only_empty_directories_of_the_dead() {
+    fn sweep_removes_only_old_empty_directories_of_the_dead() {
         let base = tempfile::tempdir().unwrap();
         let path = |name: &str| base.path().join(name);
         // No process has a number as high as these (PID_MAX_LIMIT is 4194304).
-        let (dead, used, ours) = ("99999999", "99999998-1", std::process::id().to_string());
-        for name in [dead, used, &ours, "other"] {
+        let (dead, used, unseen) = ("99999999", "99999998-1", "99999997");
+        let ours = std::process::id().to_string();
+        for name in [dead, used, unseen, &ours, "other"] {
             fs::create_dir(path(name)).unwrap();
         }
         fs::write(path(used).join("0.sock"), "").unwrap();
+        let old = std::time::SystemTime::now() - 2 * START_LIMIT;
+        for name in [dead, used, &ours, "other"] {
+            fs::File::open(path(name)).unwrap().set_modified(old).unwrap();
+        }
         sweep(base.path());
         assert!(!path(dead).exists());
-        assert!(path(used).exists() && path(&ours).exists() && path("other").exists());
+        for name in [used, unseen, &ours, "other"] {
+            assert!(path(name).exists(), "{name}");
+        }
     }
 
     #[test]
