@@ -177,6 +177,24 @@ fn c_54_signals_end_the_machine_and_its_network() {
 }
 
 #[test]
+fn c_54_signals_end_an_emulator_that_is_asked() {
+    let rig = Rig::new();
+    // Never answers; what waits for the next question would stay as long.
+    let slow = rig.script("slow", "#!/bin/sh\necho $$ >\"$FQ_MARK\"\nexec sleep 60\n");
+    // Asked for its version, or about its board: then only what cannot be held back ends it at once.
+    for (machine, name) in [("pc", Signal::TERM), ("pc", Signal::KILL), ("no-such-board", Signal::KILL)] {
+        std::fs::remove_file(rig.path("mark")).ok();
+        let mut command = rig.vdeq();
+        let child = spawn(command.arg(&slow).args(["-sock", "/no/such/switch", "-M", machine]));
+        until("the emulator is asked", || rig.read("mark").ends_with('\n'));
+        signal(child.id(), name);
+        assert_eq!(finish_child(child).status.signal(), Some(name.as_raw()));
+        let asked = format!("/proc/{}", rig.read("mark").trim());
+        until("nobody is asked any more", || !std::path::Path::new(&asked).exists());
+    }
+}
+
+#[test]
 fn c_54_signals_end_a_start_that_waits_for_a_switch() {
     let rig = Rig::new();
     // Listens, and never answers.

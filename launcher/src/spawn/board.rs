@@ -27,9 +27,9 @@ use serde_json::{Value, json};
 
 use crate::machine::{Board, Bus, Told};
 use crate::props::double;
-use crate::spawn::cache;
 use crate::spawn::probe::read_until;
 use crate::spawn::sys::HeldSignals;
+use crate::spawn::{cache, sys};
 
 /// An answer takes milliseconds once the machine is up; a loaded host may take a while.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -99,6 +99,7 @@ impl Emulator {
             .args(["-S", "-no-user-config", "-nodefaults", "-display", "none", "-qmp", "stdio"])
             .args(machine);
         command.stdin(OwnedFd::from(theirs.try_clone().map_err(failed)?)).stdout(OwnedFd::from(theirs));
+        sys::bind_to_us(&mut command);
         let mut child = command.stderr(errors_writer).spawn().map_err(failed)?;
         // The command holds our copies of the child's ends.
         drop(command);

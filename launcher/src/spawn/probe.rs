@@ -10,8 +10,8 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::time::Timespec;
 
 use crate::error::Error;
-use crate::spawn::cache;
 use crate::spawn::program::exec_error;
+use crate::spawn::{cache, sys};
 use crate::version::QemuVersion;
 
 /// QEMU answers in 20 ms; a loaded machine may take a while.
@@ -47,6 +47,7 @@ fn ask(program: &Path) -> Result<QemuVersion, Error> {
     let (errors, errors_writer) = pipe_with(PipeFlags::CLOEXEC).map_err(pipe)?;
     let mut command = Command::new(program);
     command.arg("--version").stdin(Stdio::null()).stdout(writer).stderr(errors_writer);
+    sys::bind_to_us(&mut command);
     let mut child = command.spawn().map_err(|source| exec_error(program, source))?;
     // The command holds the writing ends: without them only the child keeps the pipes open.
     drop(command);

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::Access;
 use rustix::io::{Errno, FdFlags};
+use rustix::process::Signal;
 use rustix::time::Timespec;
 
 use crate::error::Error;
@@ -39,6 +40,22 @@ pub fn spawn_orphan(command: &mut Command, keep: &[BorrowedFd<'_>]) -> io::Resul
     // SAFETY: invariant A; the closure allocates nothing and takes no lock.
     unsafe { command.pre_exec(detach) };
     command.spawn()
+}
+
+/// Lets a program that is only asked something end with this process, however that ends: a paused emulator
+/// would wait for the next question for ever.
+pub fn bind_to_us(command: &mut Command) {
+    let ours = rustix::process::getpid();
+    let bind = move || {
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+        // Who ended before that is not noticed any more.
+        match rustix::process::getppid() == Some(ours) {
+            true => Ok(()),
+            false => Err(Errno::SRCH.into()),
+        }
+    };
+    // SAFETY: invariant A; the closure allocates nothing and takes no lock.
+    unsafe { command.pre_exec(bind) };
 }
 
 /// Forks and goes on in the child; the parent ends at once.
