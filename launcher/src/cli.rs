@@ -225,6 +225,7 @@ Usage: vdeq [OPTIONS] PROGRAM [OPTIONS] [QEMU_OPTIONS]
 Starts QEMU with NICs on VDE networks: each pair of
   -net nic[,vlan=N][,model=M][,macaddr=A][,name=ID][,vectors=V][,addr=S]
   -net vde[,vlan=N][,sock=LOCATOR][,port=P][,group=G][,mode=OCTAL]
+           [,name=ID]
 becomes a NIC served by vhost-user-vde; so do
   -netdev vde,id=ID[,sock=LOCATOR][,...][,queues=N]  and the NIC that names it
   -nic vde[,model=M][,mac=A][,sock=LOCATOR][,...][,queues=N]

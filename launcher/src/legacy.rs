@@ -176,8 +176,10 @@ fn parse_vde(word: &str, rest: &str) -> Result<(u32, Link), Error> {
         let (key, after) = rest.split_at(stop);
         let Some(after) = after.strip_prefix('=').filter(|_| SUBOPTIONS.contains(&key)) else {
             let hint = match key {
-                "model" | "mac" | "macaddr" | "name" | "vectors" | "addr" => "it belongs to -net nic",
-                _ => "known are vlan=, sock=, port=, group= and mode=; a comma inside sock= is written twice",
+                "model" | "mac" | "macaddr" | "vectors" | "addr" => "it belongs to -net nic",
+                _ => {
+                    "known are vlan=, sock=, port=, group=, mode= and name=; a comma inside sock= is written twice"
+                }
             };
             return Err(bad(format!("unknown suboption '{key}'; {hint}")));
         };
@@ -187,6 +189,7 @@ fn parse_vde(word: &str, rest: &str) -> Result<(u32, Link), Error> {
             "sock" => link.sock = value,
             "port" => link.port = Some(number(word, key, &value)?).filter(|&port| port != 0),
             "group" => link.group = Some(value),
+            "name" | "id" => link.name = Some(value),
             _ => link.mode = Some(octal(&value, "mode=")?),
         }
         rest = left.trim_start_matches(',');
@@ -194,7 +197,7 @@ fn parse_vde(word: &str, rest: &str) -> Result<(u32, Link), Error> {
     Ok((vlan, link))
 }
 
-const SUBOPTIONS: [&str; 5] = ["vlan", "sock", "port", "group", "mode"];
+const SUBOPTIONS: [&str; 7] = ["vlan", "sock", "port", "group", "mode", "name", "id"];
 
 /// Takes a value off the front: up to the closing quote if it begins with one, else up to a comma
 /// that is not doubled.
@@ -273,12 +276,25 @@ mod tests {
     }
 
     #[test]
+    fn parse_vde_takes_a_name_by_both_keys() {
+        for (text, sock, name) in [
+            ("vde,name=lan,sock=a", "a", "lan"),
+            ("vde,sock=a,id=lan", "a", "lan"),
+            ("vde,sock=a,,name=lan", "a", "lan"),
+        ] {
+            let (_, link) = vde(text).expect(text);
+            assert_eq!((link.sock.as_str(), link.name.as_deref()), (sock, Some(name)), "{text}");
+        }
+    }
+
+    #[test]
     fn parse_vde_errors_name_the_word() {
         for (text, word) in [
             ("vdefoo", "vdefoo"),
             ("vde:///x", "vde:///x"),
             ("vde,mac=1", "'mac'"),
             ("vde,model=virtio", "-net nic"),
+            ("vde,name", "'name'"),
             ("vde,port", "'port'"),
             ("vde,port=abc", "'abc'"),
             ("vde,port=-1", "'-1'"),

@@ -15,6 +15,8 @@ pub struct Link {
     pub group: Option<String>,
     /// Octal mode of the client socket.
     pub mode: Option<String>,
+    /// What QEMU shall call it, where an option says so and it has a netdev of its own.
+    pub name: Option<String>,
 }
 
 /// What a scheme has in brackets.
@@ -151,7 +153,13 @@ mod tests {
     use super::*;
 
     fn link(sock: &str) -> Link {
-        Link { sock: sock.into(), port: Some(7), group: Some("vde".into()), mode: Some("0660".into()) }
+        Link {
+            sock: sock.into(),
+            port: Some(7),
+            group: Some("vde".into()),
+            mode: Some("0660".into()),
+            name: None,
+        }
     }
 
     #[test]

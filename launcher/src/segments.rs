@@ -19,6 +19,7 @@ use crate::legacy::{self, Foreign, Nic, Segment};
 use crate::locator::{self, Link};
 use crate::machine::Machine;
 use crate::model::{Model, Protocol};
+use crate::netdev::{filter_notice, is_filtered};
 use crate::plan::{Join, NicPlan};
 use crate::props::{Props, double};
 use crate::rewrite::Edits;
@@ -43,6 +44,8 @@ struct Port {
     vlan: u32,
     plug: Plug,
     network: Network,
+    /// Whether a filter listens to a NIC that is virtio.
+    filtered: bool,
 }
 
 /// What a port is for QEMU.
@@ -67,6 +70,16 @@ enum Network {
 struct Joined {
     vlan: u32,
     links: Vec<(Option<usize>, Link)>,
+}
+
+impl Network {
+    /// What the user calls the netdev that leads to it.
+    fn name(&self) -> Option<&str> {
+        match self {
+            Self::Links(links) if links.len() == 1 => links[0].1.name.as_deref(),
+            Self::Links(_) | Self::Hub => None,
+        }
+    }
 }
 
 impl Segments {
@@ -106,6 +119,7 @@ impl Segments {
                 vlan,
                 plug: Plug::Netdev(token, number),
                 network: Network::Links(vec![(None, link)]),
+                filtered: false,
             }));
             return Ok(());
         }
@@ -113,7 +127,12 @@ impl Segments {
         let direct = nics.len() == 1 && (links.len() == 1 || is_list);
         for nic in nics {
             let network = if direct { Network::Links(links.clone()) } else { Network::Hub };
-            self.ports.push(Port { vlan, plug: Plug::Nic(nic.clone(), model(nic)?), network });
+            let mut model = model(nic)?;
+            let filtered = model.is_virtio() && network.name().is_some_and(|name| is_filtered(name, tokens));
+            if filtered {
+                model.protocol = Protocol::Stream;
+            }
+            self.ports.push(Port { vlan, plug: Plug::Nic(nic.clone(), model), network, filtered });
         }
         if !direct {
             self.joined.push(Joined { vlan, links: segment.links });
@@ -179,7 +198,8 @@ impl Port {
         wiring: &Wiring<'_>,
         edits: &mut Edits,
     ) -> Result<Option<NicPlan>, Error> {
-        let (protocol, id, version) = (self.protocol(), wiring.id(index), wiring.facts.version);
+        let (protocol, version) = (self.protocol(), wiring.facts.version);
+        let id = self.network.name().map_or_else(|| wiring.id(index), str::to_owned);
         let queues = queues.filter(|_| protocol == Protocol::VhostUser).unwrap_or(1);
         let is_native = protocol == Protocol::Stream && version < QemuVersion::OLDEST_WITH_STREAM;
         let mut words = match &self.network {
@@ -199,7 +219,11 @@ impl Port {
                 if !model.has_vectors() && nic.vectors.is_some() {
                     edits.notice(format!("vectors= means nothing to {} and is ignored", model.name()));
                 }
-                wiring.remark("-net nic", nic, model).into_iter().for_each(|text| edits.notice(text));
+                let remark = match self.filtered {
+                    true => Some(filter_notice(&id)),
+                    false => wiring.remark("-net nic", nic, model),
+                };
+                remark.into_iter().for_each(|text| edits.notice(text));
                 words.extend(wiring.nic(nic, model, &id, queues));
                 (model.device.clone(), nic.macaddr.clone())
             }
@@ -231,13 +255,19 @@ impl Joined {
                 "vlan {vlan} joins {name} with itself: frames go round without end unless its ports are in different VLANs"
             ));
         }
+        for name in self.links.iter().filter_map(|(_, link)| link.name.as_ref()) {
+            edits.notice(format!(
+                "name={name} is ignored, because the networks of vlan {} meet in the back end",
+                self.vlan
+            ));
+        }
         Join { vlan: self.vlan, hub: hub_locator(self.vlan, wiring), links: take_links(&self.links, edits) }
     }
 }
 
 /// A link in the words of QEMU's own VDE client.
 fn native_netdev(link: &Link, id: &str) -> Vec<String> {
-    let mut text = format!("vde,id={id}");
+    let mut text = format!("vde,id={}", double(id));
     let port = link.port.map(|port| port.to_string());
     let sock = Some(&link.sock).filter(|sock| !sock.is_empty());
     let pairs = [

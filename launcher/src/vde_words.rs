@@ -58,6 +58,7 @@ impl<'a> VdeWords<'a> {
             port,
             group: self.properties.get("group"),
             mode: self.mode()?.or_else(|| mode.map(str::to_owned)),
+            name: None,
         })
     }
 

@@ -107,6 +107,7 @@ impl Wiring<'_> {
         let placed = nic.addr.is_some() || self.tokens.iter().any(has_slot);
         let device =
             model.device.as_deref().filter(|_| placed || queues > 1 || model.is_device_only(self.machine));
+        let id = double(id);
         let mut text = match (device, &model.device) {
             (Some(device), _) => format!("{},netdev={id}", double(device)),
             (None, Some(device)) => format!("nic,netdev={id},model={}", double(device)),
