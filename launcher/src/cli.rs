@@ -196,8 +196,14 @@ fn bad(name: &str, value: &str, right: &'static str) -> Error {
 /// Takes an option and the word after it. None of ours has a value that looks like an option.
 fn value(rest: &mut VecDeque<OsString>, example: &'static str) -> Result<String, Error> {
     let option = rest.pop_front().unwrap_or_default().to_string_lossy().into_owned();
-    let value = rest.pop_front().and_then(|value| value.into_string().ok());
-    value.filter(|value| !value.starts_with('-')).ok_or(Error::OptionValue { option, example })
+    match rest.pop_front().map(OsString::into_string) {
+        Some(Ok(value)) if !value.starts_with('-') => Ok(value),
+        Some(Err(value)) => {
+            let value = value.to_string_lossy().into_owned();
+            Err(Error::BadValue { option, value, right: "it is not UTF-8 text; give one that is" })
+        }
+        Some(Ok(_)) | None => Err(Error::OptionValue { option, example }),
+    }
 }
 
 /// Checks a file mode; `option` is how the right form begins.

@@ -155,6 +155,9 @@ pub enum Error {
         /// Where it was looked for, or what to install.
         hint: String,
     },
+    /// A link to this program as the emulator that it shall start.
+    #[error("VDEQ_QEMU is '{0}', which is vdeq itself; set it to an emulator, or unset it")]
+    NamesItself(String),
     /// A program that may not be executed.
     #[error("{program} cannot be executed: {source}; give the path of an emulator that you may execute")]
     NotExecutable {
@@ -254,6 +257,7 @@ impl Error {
             | Self::NoProgram(_)
             | Self::Misplaced(_)
             | Self::UnknownUser(_)
+            | Self::NamesItself(_)
             | Self::MissingValue(_)
             | Self::Net { .. }
             | Self::Vde { .. }

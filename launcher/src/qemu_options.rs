@@ -230,7 +230,9 @@ pub fn is_query(name: &str, value: Option<&OsStr>) -> bool {
             | "g"
     );
     let Some(value) = value.and_then(OsStr::to_str).filter(|_| parsed) else { return false };
-    matches!(value, "help" | "?")
+    // A doubled comma is one in a value.
+    let value = value.replace(",,", " ");
+    matches!(value.as_str(), "help" | "?")
         || value.split(',').skip(1).any(|part| matches!(part, "help" | "?" | "model=help" | "model=?"))
 }
 
@@ -253,5 +255,7 @@ mod tests {
         assert!(is_query("version", None));
         assert!(!is_query("append", Some(OsStr::new("help"))));
         assert!(!is_query("net", Some(OsStr::new("nic,model=helper"))));
+        assert!(!is_query("chardev", Some(OsStr::new("file,id=c,path=a,,help"))));
+        assert!(is_query("device", Some(OsStr::new("x,y=a,,b,help"))));
     }
 }

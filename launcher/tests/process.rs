@@ -218,10 +218,18 @@ fn c_49_refusals_name_the_word_and_start_nothing() {
         127,
         &["'./no/such'", "give the path"],
     );
+    refused(
+        &rig,
+        line(&["qemu", "-m", "1"]).env("VDEQ_QEMU", env!("CARGO_BIN_EXE_vdeq")),
+        2,
+        &["VDEQ_QEMU", "vdeq itself"],
+    );
     refused(&rig, &mut line(&["/etc/passwd"]), 126, &["/etc/passwd", "ermission", "you may execute"]);
     refused(&rig, &mut line(&with("vdefoo")), 2, &["vdefoo"]);
     refused(&rig, &mut line(&with("vde,port=x")), 2, &["'x'"]);
     refused(&rig, &mut line(&["qemu-system-x86_64", "-sock"]), 2, &["-sock"]);
+    let mut odd = line(&["qemu-system-x86_64", "-sock"]);
+    refused(&rig, odd.arg(OsStr::from_bytes(b"/tmp/\xff")), 2, &["-sock /tmp/", "not UTF-8 text"]);
     refused(
         &rig,
         line(&with("vde")).env("FQ_VERSION", "4.2.1"),

@@ -89,11 +89,14 @@ fn bases() -> Vec<PathBuf> {
     let uid = rustix::process::geteuid();
     let best = match uid.is_root() {
         true => Some(PathBuf::from("/run/vdeq")),
-        false => env::var_os("XDG_RUNTIME_DIR")
-            .filter(|dir| !dir.is_empty())
-            .map(|dir| PathBuf::from(dir).join("vdeq")),
+        false => env::var_os("XDG_RUNTIME_DIR").and_then(|dir| below_runtime_dir(Path::new(&dir))),
     };
     best.into_iter().chain([PathBuf::from(format!("/tmp/vdeq-{}", uid.as_raw()))]).collect()
+}
+
+/// A relative directory counts as none: QEMU connects again by this name when it has gone elsewhere.
+fn below_runtime_dir(runtime_dir: &Path) -> Option<PathBuf> {
+    runtime_dir.is_absolute().then(|| runtime_dir.join("vdeq"))
 }
 
 /// Makes the parent directory, or checks that the one that is there is ours alone.
@@ -187,6 +190,12 @@ mod tests {
         for name in [used, unseen, &ours, "other"] {
             assert!(path(name).exists(), "{name}");
         }
+    }
+
+    #[test]
+    fn below_runtime_dir_takes_no_relative_one() {
+        assert_eq!(below_runtime_dir(Path::new("/run/user/5")), Some("/run/user/5/vdeq".into()));
+        assert_eq!(["", ".", "run/user"].map(|dir| below_runtime_dir(Path::new(dir))), [None, None, None]);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::Access;
@@ -37,6 +38,9 @@ pub fn find(name: &OsStr) -> Result<Program, Error> {
         let path = look_up(&chosen)?.ok_or_else(|| {
             missing(&chosen, " (named by VDEQ_QEMU); set it to an emulator that exists, or unset it".into())
         })?;
+        if is_vdeq(&path) {
+            return Err(Error::NamesItself(chosen.to_string_lossy().into_owned()));
+        }
         return Ok(program(path, chosen, name == "kvm"));
     }
     if let Some(path) = look_up(name)? {
@@ -54,6 +58,12 @@ pub fn find(name: &OsStr) -> Result<Program, Error> {
     let hint = format!(", nor {}; install it, or set VDEQ_QEMU to an emulator", stand_in.to_string_lossy());
     let path = look_up(&stand_in)?.ok_or_else(|| missing(name, hint))?;
     Ok(program(path, stand_in, name == "kvm"))
+}
+
+/// Whether this program is our own, by whatever link: it would look for the emulator again, without end.
+fn is_vdeq(path: &Path) -> bool {
+    let file = |path: &Path| path.metadata().ok().map(|found| (found.dev(), found.ino()));
+    env::current_exe().is_ok_and(|ours| file(&ours).is_some_and(|ours| file(path) == Some(ours)))
 }
 
 /// Gives a plain emulator what `kvm` promises: KVM if the host has it, unless the user chose.
