@@ -5,7 +5,8 @@
 //! | used by | becomes |
 //! |---|---|
 //! | `-device virtio-net-*`, `-net nic,netdev=` with virtio | a vhost-user netdev |
-//! | any other NIC, a hubport, a virtio NIC that a filter of QEMU listens to | a stream netdev |
+//! | any other NIC, a hubport | a stream netdev |
+//! | a virtio NIC that a filter of QEMU listens to, or behind an IOMMU | a stream netdev |
 //! | nobody on the command line | a vhost-user netdev, for a NIC that is plugged in later |
 //!
 //! A NIC is edited only where it would not work else: the model of a bare `-net nic`, `mq=on` for
@@ -30,7 +31,7 @@ use crate::wiring::{NetdevForm, Wiring};
 
 /// Why several queue pairs are refused.
 pub const NO_QUEUES: &str =
-    "several queue pairs are for virtio NICs that nothing in QEMU listens to; drop queues=";
+    "several queue pairs are for virtio NICs that no filter listens to and no IOMMU holds; drop queues=";
 
 /// A `-netdev vde`.
 #[derive(Clone, Debug)]
@@ -42,7 +43,8 @@ pub struct Netdev {
     json: bool,
     user: Option<User>,
     model: Model,
-    filtered: bool,
+    /// Why a virtio NIC is served frame by frame.
+    held_back: Option<String>,
 }
 
 /// What a netdev is connected to.
@@ -100,8 +102,15 @@ impl Netdev {
             Some(User::Hub) => Model { device: None, protocol: Protocol::Stream },
             None => Model { device: None, protocol: Protocol::VhostUser },
         };
-        let filtered = model.is_virtio() && is_filtered(&id, tokens);
-        if filtered {
+        let held_back = match &user {
+            _ if !model.is_virtio() => None,
+            _ if is_filtered(&id, tokens) => Some(filter_notice(&id)),
+            Some(User::Device { properties, .. }) if properties.is_on("iommu_platform") => Some(format!(
+                "the NIC of netdev {id} is behind an IOMMU by iommu_platform=on, so its frames pass one by one"
+            )),
+            _ => None,
+        };
+        if held_back.is_some() {
             model.protocol = Protocol::Stream;
         }
         let said = words.queues()?;
@@ -112,7 +121,7 @@ impl Netdev {
         let queues = said.or(request.queues).or_else(|| asks.then(|| queues::per_cpu(tokens)));
         let queues = queues.filter(|_| model.is_virtio()).unwrap_or(1);
         let json = matches!(words.properties, Properties::Json(_));
-        Ok(Self { token, id, link, queues, json, user, model, filtered })
+        Ok(Self { token, id, link, queues, json, user, model, held_back })
     }
 
     /// How the netdev is served.
@@ -195,8 +204,11 @@ impl Netdev {
 
     fn remark(&self, wiring: &Wiring<'_>, edits: &mut Edits) {
         let id = &self.id;
+        if let Some(text) = &self.held_back {
+            edits.notice(text.clone());
+            return;
+        }
         match &self.user {
-            _ if self.filtered => edits.notice(filter_notice(id)),
             Some(User::Nic { token, props }) => {
                 let remark = wiring.remark("-net nic", &Nic::new(*token, props), &self.model);
                 remark.into_iter().for_each(|text| edits.notice(text));

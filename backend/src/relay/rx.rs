@@ -110,3 +110,36 @@ fn finish(slot: &mut [u8], len: usize, counters: &Counters) -> usize {
     *prefix = u32::try_from(len).unwrap_or(0).to_be_bytes();
     PREFIX_LEN + len
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::relay::tx::QEMU_FRAME_MAX;
+
+    #[test]
+    fn q_10_frames_longer_than_qemu_takes_never_reach_it() {
+        // There is no room for one, and what does not fit into the room is dropped.
+        const { assert!(SLOT - PREFIX_LEN <= QEMU_FRAME_MAX) };
+        let counters = Counters::default();
+        let mut slot = vec![0xff; SLOT];
+        for len in [FRAME_MAX + 1, QEMU_FRAME_MAX, QEMU_FRAME_MAX + 1, usize::MAX] {
+            assert_eq!(finish(&mut slot, len, &counters), 0, "{len}");
+        }
+        assert_eq!((counters.rx_too_long.get(), counters.rx_frames.get()), (4, 0));
+        assert_eq!(finish(&mut slot, FRAME_MAX, &counters), PREFIX_LEN + FRAME_MAX);
+        assert_eq!(slot[..PREFIX_LEN], u32::try_from(FRAME_MAX).unwrap().to_be_bytes());
+    }
+
+    #[test]
+    fn finish_drops_runts_and_fills_short_frames_with_zeros() {
+        let counters = Counters::default();
+        let mut slot = vec![0xff; SLOT];
+        assert_eq!(finish(&mut slot, FRAME_MIN - 1, &counters), 0);
+        assert_eq!(finish(&mut slot, FRAME_MIN, &counters), PREFIX_LEN + WIRE_MIN);
+        assert_eq!(slot[..PREFIX_LEN], [0, 0, 0, 60]);
+        let frame = &slot[PREFIX_LEN..];
+        assert!(frame[..FRAME_MIN].iter().all(|byte| *byte == 0xff), "{frame:?}");
+        assert!(frame[FRAME_MIN..WIRE_MIN].iter().all(|byte| *byte == 0), "{frame:?}");
+        assert_eq!((counters.rx_runt.get(), counters.rx_frames.get()), (1, 1));
+    }
+}
