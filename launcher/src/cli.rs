@@ -176,7 +176,11 @@ fn own_option(name: &str, rest: &mut VecDeque<OsString>, request: &mut Request) 
             settings.log =
                 Some(level.ok_or_else(|| bad(name, &text, "write off, error, warn, info or debug"))?);
         }
-        "capture" => settings.capture = Some(value(rest, "--vde-capture nic.pcapng")?),
+        "capture" => {
+            let text = value(rest, "--vde-capture nic.pcapng")?;
+            let file = Some(text).filter(|text| !text.is_empty());
+            settings.capture = Some(file.ok_or_else(|| bad(name, "''", "give the name of a file"))?);
+        }
         "default-model" => request.default_model = Some(value(rest, "--vde-default-model e1000")?),
         "back-end" => request.back_end = Some(value(rest, "--vde-back-end /usr/bin/vhost-user-vde")?.into()),
         _ => {
@@ -412,6 +416,7 @@ mod tests {
             ("vdeq qemu --vde-poll-us 1000001", "--vde-poll-us 1000001"),
             ("vdeq qemu --vde-offloads no", "on or off"),
             ("vdeq qemu --vde-log loud", "--vde-log loud"),
+            ("vdeq qemu --vde-capture ", "give the name of a file"),
             ("vdeq qemu --vde-quees 2", "'--vde-quees'"),
             ("vdeq --vde-quees 2 qemu", "'--vde-quees'"),
             ("vdeq --vde-queues=2 qemu", "'--vde-queues=2'"),

@@ -82,6 +82,14 @@ pub enum Error {
         /// What is wrong with it and what to write instead.
         problem: String,
     },
+    /// A machine type that the emulator does not have.
+    #[error("{program}: {said}; name one by -M that {program} -M help lists")]
+    Machine {
+        /// The emulator.
+        program: String,
+        /// What it says.
+        said: String,
+    },
     /// An option that holds a bad size.
     #[error("-{option} {value}: '{part}' is not a memory size; write for example 512M or 2G")]
     Size {
@@ -258,6 +266,7 @@ impl Error {
             | Self::Misplaced(_)
             | Self::UnknownUser(_)
             | Self::NamesItself(_)
+            | Self::Machine { .. }
             | Self::MissingValue(_)
             | Self::Net { .. }
             | Self::Vde { .. }

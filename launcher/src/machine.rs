@@ -120,6 +120,17 @@ impl Machine {
         }
     }
 
+    /// What the emulator says of a type that it does not have, or that it has to be given one.
+    pub fn refusal(&self) -> Option<String> {
+        let said = self.unanswered.as_deref()?;
+        let named = said.starts_with("unsupported machine type");
+        match &self.kind {
+            // QEMU 7.2 does not repeat the word.
+            Some(kind) if named && !said.contains(kind.as_str()) => Some(format!("{said}: \"{kind}\"")),
+            _ => (named || said.starts_with("No machine specified")).then(|| said.to_owned()),
+        }
+    }
+
     fn merge(&mut self, props: &Props) {
         // QEMU takes an underscore for a dash here.
         let get = |name: &str| {

@@ -197,6 +197,8 @@ impl Netdev {
             edited.set("vectors", "0");
         }
         edited.rename("name", "id");
+        // A NIC with a netdev= was in no segment, whatever it said.
+        edited.remove("vlan");
         if edited != *props {
             edits.replace(token, ["-net", &edited.render()]);
         }

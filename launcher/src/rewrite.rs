@@ -104,6 +104,12 @@ impl Rewrite {
 
     /// The plan for a VM; `program` is the path of the emulator.
     pub fn plan(&self, program: &OsStr, facts: &Facts) -> Result<Plan, Error> {
+        // What stands in a file is not seen, and may name another machine.
+        let has_file = self.tokens.iter().any(|token| token.is("readconfig"));
+        if let Some(said) = self.machine.refusal().filter(|_| !has_file) {
+            let program = program.to_string_lossy().into_owned();
+            return Err(Error::Machine { program, said });
+        }
         let mut edits = Edits::new(self.tokens.len());
         self.notice.iter().for_each(|text| edits.notice(text.clone()));
         let wiring = Wiring {
