@@ -118,8 +118,11 @@ impl Model {
     /// may know none but its own.
     pub fn is_device_only(&self, machine: &Machine) -> bool {
         let device = self.device.as_deref().unwrap_or("");
-        let is_pci = device.starts_with("virtio-net-pci") || ON_PC.contains(&device);
-        device == "usb-net" || (is_virtio(device) && !is_pci) || (is_pci && machine.bus() == Bus::BarePci)
+        let is_pci =
+            device.starts_with("virtio-net-pci") || (ON_PC.contains(&device) && device != "ne2k_isa");
+        // QEMU starts a board without a PCI bus that is given one as `-net nic`, but without the NIC.
+        let makes_none = matches!(machine.bus(), Bus::BarePci | Bus::Mmio | Bus::Isa);
+        device == "usb-net" || (is_virtio(device) && !is_pci) || (is_pci && makes_none)
     }
 
     /// Its name for people.
