@@ -19,6 +19,9 @@ use crate::{Failure, Status, sentence};
 
 const FIRST_DELAY: Duration = Duration::from_millis(100);
 const LAST_DELAY: Duration = Duration::from_secs(5);
+/// How long a network may take to answer where nobody insists on it: 64 of them, one after the other, within the time
+/// that `vdeq` gives us to be ready. Who is slower is asked again.
+const SHORT_PATIENCE: Duration = Duration::from_millis(300);
 
 /// Something happened to link `link` of `user`.
 #[derive(Debug)]
@@ -87,14 +90,16 @@ impl Opened {
     }
 
     /// Opens all links of a user, or says which one cannot be opened and why. With `keep_going` one that may come up later
-    /// is left out.
+    /// is left out, and is not waited for as long as later.
     pub fn open_all(
         &mut self,
         locators: &[String],
         options: &OpenOptions,
         keep_going: bool,
     ) -> Result<Vec<Option<Arc<dyn Link>>>, Failure> {
-        let open = |locator: &String| match self.open(locator, options) {
+        let patience = if keep_going { SHORT_PATIENCE } else { Duration::MAX };
+        let options = OpenOptions { timeout: options.timeout.min(patience), ..options.clone() };
+        let open = |locator: &String| match self.open(locator, &options) {
             Ok(link) => Ok(Some(link)),
             Err(error) if keep_going && error.kind() != OpenErrorKind::Usage => {
                 log::warn!("link '{locator}' is not up ({}); trying to get it", sentence(&error));
@@ -249,5 +254,27 @@ impl Links {
         if let Err(error) = std::thread::Builder::new().name("reopen".into()).spawn(work) {
             log::error!("{}: cannot start a thread to reopen link {link}: {error}", self.name);
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    /// A network that answers after two seconds, or is given up before.
+    fn slow(_: &str, options: &OpenOptions) -> Result<Arc<dyn Link>, OpenError> {
+        let locator =
+            if options.timeout >= Duration::from_secs(2) { "null://" } else { "vde:///no/such/switch" };
+        vdeplug::open(locator, options)
+    }
+
+    #[test]
+    fn open_all_waits_long_only_for_what_must_be_there() {
+        let (locators, options) = (["a".to_owned(), "b".to_owned()], OpenOptions::default());
+        let opened = Opened::new(slow).open_all(&locators, &options, false).unwrap();
+        assert!(opened.iter().all(Option::is_some));
+        let opened = Opened::new(slow).open_all(&locators, &options, true).unwrap();
+        assert!(opened.iter().all(Option::is_none));
     }
 }
