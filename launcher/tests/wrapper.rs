@@ -181,8 +181,9 @@ fn c_54_signals_end_an_emulator_that_is_asked() {
     let rig = Rig::new();
     // Never answers; what waits for the next question would stay as long.
     let slow = rig.script("slow", "#!/bin/sh\necho $$ >\"$FQ_MARK\"\nexec sleep 60\n");
-    // Asked for its version, or about its board: then only what cannot be held back ends it at once.
-    for (machine, name) in [("pc", Signal::TERM), ("pc", Signal::KILL), ("no-such-board", Signal::KILL)] {
+    // The first is asked for its version, the second about its board.
+    let machines = ["pc", "no-such-board"];
+    for (machine, name) in machines.into_iter().flat_map(|m| [(m, Signal::TERM), (m, Signal::KILL)]) {
         std::fs::remove_file(rig.path("mark")).ok();
         let mut command = rig.vdeq();
         let child = spawn(command.arg(&slow).args(["-sock", "/no/such/switch", "-M", machine]));

@@ -25,6 +25,7 @@ use qmp::Client;
 use rustix::pipe::{PipeFlags, pipe_with};
 use serde_json::{Value, json};
 
+use crate::error::Error;
 use crate::machine::{Board, Bus, Told};
 use crate::props::double;
 use crate::spawn::probe::read_until;
@@ -52,15 +53,15 @@ pub fn told(program: &Path, kind: Option<&str>) -> Result<Told, String> {
 
 fn ask(program: &Path, kind: Option<&str>) -> Result<Told, String> {
     // Who is ended now would leave a paused VM behind.
-    let _held = HeldSignals::new().map_err(|error| error.to_string())?;
+    let held = HeldSignals::new().map_err(|error| error.to_string())?;
     let machine = kind.map(|kind| ["-machine".to_owned(), format!("type={}", double(kind))]);
     let words: Vec<&str> = machine.iter().flatten().map(String::as_str).collect();
-    let refusal = match Emulator::start(program, &words).and_then(|mut emulator| emulator.tell()) {
+    let refusal = match Emulator::start(program, &words, &held).and_then(|mut emulator| emulator.tell()) {
         Ok(told) => return Ok(told),
         Err(refusal) => refusal,
     };
     let Some(kind) = kind else { return Err(refusal) };
-    let listed = Emulator::start(program, &["-machine", "none"]).and_then(|mut emulator| {
+    let listed = Emulator::start(program, &["-machine", "none"], &held).and_then(|mut emulator| {
         let machines = emulator.question("query-machines", json!({}))?;
         Ok((emulator.architecture()?, ram_id(&machines, kind)?))
     });
@@ -90,7 +91,7 @@ impl Drop for Emulator {
 }
 
 impl Emulator {
-    fn start(program: &Path, machine: &[&str]) -> Result<Self, String> {
+    fn start(program: &Path, machine: &[&str], held: &HeldSignals) -> Result<Self, String> {
         let failed = |error: std::io::Error| error.to_string();
         let (ours, theirs) = UnixStream::pair().map_err(failed)?;
         let (errors, errors_writer) = pipe_with(PipeFlags::CLOEXEC).map_err(|errno| failed(errno.into()))?;
@@ -104,6 +105,11 @@ impl Emulator {
         // The command holds our copies of the child's ends.
         drop(command);
         let mut errors = errors.into();
+        // One that is mute is not waited for by who is to end.
+        if held.come_before(&ours, LIMIT) {
+            end(&mut child);
+            return Err(Error::Interrupted.to_string());
+        }
         match Client::new(ours.into(), LIMIT) {
             Ok(client) => Ok(Self { child, client, errors }),
             Err(error) => {
