@@ -1,5 +1,5 @@
 //! A guest that moves from one QEMU to another, and from one back end to another, while it receives: every byte arrives. And
-//! the other things that only a real guest does to packed rings.
+//! the other things that only a real guest does to packed rings, or sees of a back end that is killed.
 
 use std::fs::File;
 use std::path::Path;
@@ -131,5 +131,41 @@ fn device_with_packed_rings_is_reset_again_and_again() {
         assert!(text.contains(" 0% packet loss"), "{text}");
         guest.run_ok(&rebind, LIMIT).unwrap();
     }
+    assert_eq!(guest.kernel_trouble().unwrap(), Vec::<String>::new());
+}
+
+#[test]
+fn q_13_killed_back_end_is_missed_and_its_successor_taken() {
+    let home = tempfile::tempdir().unwrap();
+    let home = home.path();
+    let switch = Switch::start().unwrap();
+    let station = Station::start(&switch, 9).unwrap();
+    station.wait_plugged(&switch).unwrap();
+    let socket = home.join("here");
+    let mut killed = back_end(&switch, &socket, "killed");
+    let mut guest = Guest::start("killed", &machine(home, "here", "")).unwrap();
+    let mut monitor = monitor(home, "here");
+    let carrier = |up: u8| format!("until grep -q {up} /sys/class/net/eth0/carrier; do sleep 0.05; done");
+    let answers = "ping -c 20 -i 0.05 -W 5 -s 1400 10.0.0.9";
+    guest.run_ok(&carrier(1), LIMIT).unwrap();
+    assert!(guest.run_ok(answers, LIMIT).unwrap().contains(" 0% packet loss"));
+    // Frames are on their way both ways when it is killed.
+    let storm = guest.start_job("ping -A -c 100000 -s 1400 10.0.0.9 >/dev/null & sleep 1; kill $!").unwrap();
+    killed.signal(rustix::process::Signal::KILL).unwrap();
+    killed.wait(LIMIT).unwrap();
+    let missed = monitor.wait_for_event(LIMIT, |event| event.name == "NETDEV_VHOST_USER_DISCONNECTED");
+    assert!(missed.unwrap().is_some());
+    guest.finish_job(storm, LIMIT).unwrap();
+    guest.run_ok(&carrier(0), LIMIT).unwrap();
+
+    // It takes the place of the socket that nobody listens on any more.
+    let _successor = back_end(&switch, &socket, "successor");
+    let taken = monitor.wait_for_event(LIMIT, |event| event.name == "NETDEV_VHOST_USER_CONNECTED");
+    assert!(taken.unwrap().is_some());
+    guest.run_ok(&carrier(1), LIMIT).unwrap();
+    // Neither ring has lost its place: more frames pass than either has entries.
+    let text = guest.run_ok("ping -A -c 1000 -W 5 -s 1400 10.0.0.9", LIMIT).unwrap();
+    assert!(text.contains("1000 packets transmitted"), "{text}");
+    assert!(guest.run_ok(answers, LIMIT).unwrap().contains(" 0% packet loss"));
     assert_eq!(guest.kernel_trouble().unwrap(), Vec::<String>::new());
 }
