@@ -18,6 +18,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use vdeplug::link::{BIG_FRAME_MAX, Stats};
 use vdeplug::{Link, LinkError, Receiver, RxFrame, Sent, TxFrame};
 
@@ -62,7 +64,15 @@ pub fn path(asked: &Path, index: usize, count: usize) -> PathBuf {
 impl Capture {
     /// Makes the file, for links with these locators; only its owner may read what a guest says.
     pub fn create(path: PathBuf, locators: &[String]) -> std::io::Result<Arc<Self>> {
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path)?;
+        // Not emptied before it is known to be ours: two writers would leave nothing that can be read.
+        let mut file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path)?;
+        // One that cannot be locked can be written to all the same.
+        if let Err(Errno::WOULDBLOCK) = flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            return Err(std::io::Error::other("another capture is being written to it"));
+        }
+        if file.metadata()?.is_file() {
+            file.set_len(0)?;
+        }
         let mut start = Vec::new();
         // Byte order, version 1.0, and a section of unknown length.
         let body =

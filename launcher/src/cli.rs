@@ -54,6 +54,17 @@ pub struct Request {
     pub print_plan: bool,
 }
 
+impl Request {
+    /// Whether something was asked for that only a VM with a VDE NIC has.
+    pub fn wants_vde(&self) -> bool {
+        self.sock.is_some()
+            || self.mode.is_some()
+            || self.queues.is_some()
+            || self.default_model.is_some()
+            || self.settings != Settings::default()
+    }
+}
+
 /// The most microseconds for which the back end polls.
 const MAX_POLL_US: u64 = 1_000_000;
 

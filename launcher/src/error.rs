@@ -125,6 +125,14 @@ pub enum Error {
         /// The system's reason.
         source: io::Error,
     },
+    /// A file that another VM has its memory in.
+    #[error(
+        "{path} is the memory of another VM; a VDE NIC makes it shared memory, so give each VM a file of its own"
+    )]
+    MemoryTaken {
+        /// The file.
+        path: String,
+    },
     /// A QEMU that lacks what a vhost-user NIC needs.
     #[error(
         "{program} is QEMU {version}, but a VDE NIC needs 5.2 or newer; name a newer program (by VDEQ_QEMU if PROGRAM is qemu or kvm)"
@@ -271,7 +279,9 @@ impl Error {
             | Self::Net { .. }
             | Self::Vde { .. }
             | Self::Size { .. } => E::CommandLine,
-            Self::Memory(_) | Self::Space { .. } | Self::MemoryPath { .. } => E::Memory,
+            Self::Memory(_) | Self::Space { .. } | Self::MemoryPath { .. } | Self::MemoryTaken { .. } => {
+                E::Memory
+            }
             Self::TooOld { .. } | Self::TooOldForStream { .. } | Self::NoVersion { .. } => E::QemuVersion,
             Self::NotFound { .. } => E::NotFound,
             Self::NotExecutable { .. } => E::NotExecutable,

@@ -40,6 +40,9 @@ pub struct Memory {
     pub changes: Vec<String>,
     /// Places that must have room for it.
     pub places: Vec<Place>,
+    /// Files that become shared though nobody asked for that: two VMs on one of them would be in each other's memory.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub own_files: Vec<PathBuf>,
 }
 
 /// A place where guest memory is going to live.
@@ -154,6 +157,7 @@ fn replace_default(
         Some(path) => {
             paths.iter().for_each(|&at| edits.remove(at));
             memory.places.push(Place::Path { path: path.into(), bytes });
+            memory.own_files.push(path.into());
             memory
                 .changes
                 .push(format!("-mem-path {path} becomes a shared file: guest memory is written to it"));

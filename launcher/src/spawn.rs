@@ -11,6 +11,7 @@ mod board;
 mod cache;
 mod config_file;
 mod default_switch;
+mod memory_file;
 mod private_dir;
 mod probe;
 mod program;
@@ -30,6 +31,7 @@ use crate::error::Error;
 use crate::plan::Plan;
 use crate::rewrite::{Facts, Rewrite};
 use crate::version::QemuVersion;
+use memory_file::MemoryFiles;
 use private_dir::PrivateDir;
 use program::Program;
 use sys::HeldSignals;
@@ -96,6 +98,9 @@ fn start(mut request: Request) -> Result<(), Error> {
             true => print_plan(&plan),
             false => {
                 plan.notices.iter().for_each(|notice| say(notice));
+                if request.wants_vde() {
+                    say("no NIC of this VM is on VDE, so the options before the program have no effect");
+                }
                 become_qemu(&program, &plan.arguments, None)
             }
         };
@@ -119,7 +124,10 @@ fn start(mut request: Request) -> Result<(), Error> {
     let private_dir = PrivateDir::choose()?;
     facts.private_dir.clone_from(&private_dir.path);
     let plan = rewrite.plan(program.path.as_os_str(), &facts)?;
+    let own_files = plan.memory.as_ref().map(|memory| memory.own_files.as_slice()).unwrap_or_default();
+    let mut memory_files = MemoryFiles::lock(own_files)?;
     let lifeline = serve(&plan, request.back_end.as_deref(), private_dir)?;
+    memory_files.hand_over()?;
     // Only now: who gets an error is not to look for it among remarks.
     plan.notices.iter().for_each(|notice| say(notice));
     become_qemu(&program, &plan.arguments, lifeline)

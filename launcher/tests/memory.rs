@@ -3,6 +3,7 @@
 
 mod rig;
 
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
@@ -249,6 +250,25 @@ fn q_8_a_plain_qemu_and_a_rewritten_one_take_each_others_vms() {
         migrate(&rig, &mut there, &mut back);
         there.quit();
         back.quit();
+    }
+}
+
+#[test]
+fn a_file_is_the_memory_of_one_vm() {
+    let mut rig = Rig::new();
+    let switch = rig.switch();
+    let file = rig.text("ram");
+    let words = ["-m", "64", "-mem-path", &file];
+    for program in both() {
+        let first = with_nic(&rig, &program, &switch, words);
+        assert_eq!(std::fs::metadata(&file).expect("the file").mode() & 0o777, 0o600);
+        let mut second = rig.vdeq();
+        second.arg(&program).args(words).args(["-net", "nic,model=virtio", "-net"]);
+        let refused = finish(second.arg(format!("vde,sock={switch}")));
+        assert_eq!(refused.status.code(), Some(5), "{}", stderr(&refused));
+        assert!(stderr(&refused).contains("ram is the memory of another VM"), "{}", stderr(&refused));
+        first.quit();
+        with_nic(&rig, &program, &switch, words).quit();
     }
 }
 

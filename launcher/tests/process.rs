@@ -37,6 +37,20 @@ fn c_51_exec_keeps_pid_argv0_and_status() {
 }
 
 #[test]
+fn own_options_without_a_vde_nic_are_told_to_be_idle() {
+    let rig = Rig::new();
+    for own in
+        [&["--vde-poll-us", "5"][..], &["--vde-queues", "4"], &["--mod", "0777"], &["--vde-capture", "/x"]]
+    {
+        let output = finish(rig.vdeq().args(own).args(["true", "-nic", "none"]));
+        assert_eq!(output.status.code(), Some(0));
+        assert!(stderr(&output).contains("options before the program have no effect"), "{own:?}");
+    }
+    let silent = finish(rig.vdeq().args(["true", "-nic", "none"]));
+    assert_eq!(stderr(&silent), "");
+}
+
+#[test]
 fn exec_with_a_nic_keeps_pid_and_passes_the_words() {
     let mut rig = Rig::new();
     let switch = rig.switch();

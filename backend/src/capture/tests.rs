@@ -89,6 +89,19 @@ fn delivered_frames_are_in_the_file() {
 }
 
 #[test]
+fn a_file_has_one_writer() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("c");
+    let first = Capture::create(path.clone(), &["one".into()]).unwrap();
+    let error = Capture::create(path.clone(), &["other".into()]).unwrap_err();
+    assert_eq!(error.to_string(), "another capture is being written to it");
+    assert_eq!(read(&path).0, ["one"]);
+    drop(first);
+    Capture::create(path.clone(), &["other".into()]).unwrap();
+    assert_eq!(read(&path).0, ["other"]);
+}
+
+#[test]
 fn full_disk_ends_the_capture_alone() {
     let dir = tempfile::tempdir().unwrap();
     let [near, _far] = cable(dir.path());

@@ -1,5 +1,7 @@
 //! Edits of one `-object memory-backend-…`, in QEMU's `key=value` form or in JSON.
 
+use std::path::PathBuf;
+
 use super::{Memory, Place};
 use crate::argv::Token;
 use crate::error::Error;
@@ -70,6 +72,7 @@ pub(super) fn share(
             refuse_template(id, &object)?;
             if !object.is_on("share") {
                 object.set("share", true.into());
+                memory.own_files.extend(object.get("mem-path").map(PathBuf::from));
                 memory
                     .changes
                     .push(format!("memory '{id}' becomes shared: guest memory is written to its file"));

@@ -80,7 +80,7 @@ fn close_on_exec_all() {
 /// Lets a descriptor survive `exec`.
 pub fn keep_through_exec(fd: impl AsFd) -> Result<(), Error> {
     rustix::io::fcntl_setfd(fd, FdFlags::empty())
-        .map_err(|source| Error::System { what: "cannot keep the lifeline open", source: source.into() })
+        .map_err(|source| Error::System { what: "cannot pass a descriptor on", source: source.into() })
 }
 
 /// User and group numbers of the user with this name.
