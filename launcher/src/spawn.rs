@@ -125,9 +125,9 @@ fn start(mut request: Request) -> Result<(), Error> {
     facts.private_dir.clone_from(&private_dir.path);
     let plan = rewrite.plan(program.path.as_os_str(), &facts)?;
     let own_files = plan.memory.as_ref().map(|memory| memory.own_files.as_slice()).unwrap_or_default();
-    let mut memory_files = MemoryFiles::lock(own_files)?;
+    let memory_files = MemoryFiles::lock(own_files)?;
     let lifeline = serve(&plan, request.back_end.as_deref(), private_dir)?;
-    memory_files.hand_over()?;
+    memory_files.keep_through_exec()?;
     // Only now: who gets an error is not to look for it among remarks.
     plan.notices.iter().for_each(|notice| say(notice));
     become_qemu(&program, &plan.arguments, lifeline)

@@ -15,7 +15,8 @@ use rustix::io::Errno;
 use crate::error::Error;
 use crate::spawn::sys;
 
-/// The files that were locked; those that were made go again when this is dropped, unless QEMU has them.
+/// The files that were locked; those that were made go again when this is dropped, which a process that becomes QEMU
+/// never does.
 #[derive(Debug, Default)]
 pub struct MemoryFiles {
     locked: Vec<File>,
@@ -55,10 +56,8 @@ impl MemoryFiles {
     }
 
     /// Lets QEMU inherit the locks.
-    pub fn hand_over(&mut self) -> Result<(), Error> {
-        self.locked.iter().try_for_each(sys::keep_through_exec)?;
-        self.made.clear();
-        Ok(())
+    pub fn keep_through_exec(&self) -> Result<(), Error> {
+        self.locked.iter().try_for_each(sys::keep_through_exec)
     }
 }
 
@@ -81,17 +80,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (path, directory) = (dir.path().join("ram"), dir.path().to_owned());
         let paths = [path.clone(), directory, path.clone()];
-        let mut first = MemoryFiles::lock(&paths).unwrap();
+        let first = MemoryFiles::lock(&paths).unwrap();
         assert_eq!((first.locked.len(), fs::metadata(&path).unwrap().mode() & 0o777), (1, 0o600));
         let refused = MemoryFiles::lock(&paths).unwrap_err().to_string();
         assert!(refused.contains("ram is the memory of another VM"), "{refused}");
         assert!(path.exists(), "it is the other's");
-        first.hand_over().unwrap();
+        first.keep_through_exec().unwrap();
         drop(first);
-        assert!(path.exists(), "it is QEMU's");
-        fs::remove_file(&path).unwrap();
+        assert!(!path.exists(), "there was no exec");
+        fs::write(&path, "precious").unwrap();
         drop(MemoryFiles::lock(&paths).unwrap());
-        assert!(!path.exists(), "nobody has it");
+        assert_eq!(fs::read(&path).unwrap(), b"precious", "it was there before");
         assert!(matches!(MemoryFiles::lock(&[dir.path().join("no/ram")]), Err(Error::MemoryPath { .. })));
     }
 }
