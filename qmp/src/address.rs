@@ -2,13 +2,18 @@
 
 use std::fmt;
 use std::io;
-use std::net::TcpStream;
+use std::net::{TcpStream, ToSocketAddrs};
 use std::os::fd::{OwnedFd, RawFd};
-use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 
-use rustix::net::sockopt::socket_type;
+use rustix::io::{Errno, retry_on_intr};
+use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_type};
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, getpeername, socket_with,
+};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 
 /// The address of a monitor, in the words of QEMU's `-qmp`.
@@ -66,15 +71,25 @@ impl fmt::Display for Address {
 }
 
 impl Address {
-    /// Connects.
+    /// The same place, as it is to be found from every directory and by every process; a descriptor stays one only if what it
+    /// is connected to has no name.
+    pub fn absolute(&self) -> Self {
+        match self {
+            Self::Unix(path) => Self::Unix(std::path::absolute(path).unwrap_or_else(|_| path.clone())),
+            Self::Tcp(_) => self.clone(),
+            Self::Fd(number) => inherited(*number).ok().and_then(peer).unwrap_or_else(|| self.clone()),
+        }
+    }
+
+    /// Connects, in so much time at most: those whom a monitor does not serve yet are in a queue, which is soon full.
     ///
     /// # Errors
-    /// Those of the system; `InvalidInput` if the descriptor is not a socket or not open.
-    pub fn connect(&self) -> io::Result<OwnedFd> {
+    /// Those of the system; `TimedOut`; `InvalidInput` if the descriptor is not a socket or not open.
+    pub fn connect(&self, limit: Duration) -> io::Result<OwnedFd> {
         match self {
-            Self::Unix(path) => Ok(UnixStream::connect(path)?.into()),
+            Self::Unix(path) => Ok(connect_unix(path, limit)?),
             Self::Tcp(place) => {
-                let stream = TcpStream::connect(place.as_str())?;
+                let stream = connect_tcp(place, limit)?;
                 // A command is one short write that waits for its answer.
                 stream.set_nodelay(true)?;
                 Ok(stream.into())
@@ -82,6 +97,41 @@ impl Address {
             Self::Fd(number) => inherited(*number),
         }
     }
+}
+
+/// The kernel's own limit, because there is nothing to poll for.
+fn connect_unix(path: &Path, limit: Duration) -> Result<OwnedFd, Errno> {
+    let address = SocketAddrUnix::new(path)?;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    // None at all would be for ever.
+    set_socket_timeout(&socket, Timeout::Send, Some(limit.max(Duration::from_millis(1))))?;
+    retry_on_intr(|| connect(&socket, &address)).map_err(|error| match error {
+        Errno::AGAIN => Errno::TIMEDOUT,
+        error => error,
+    })?;
+    set_socket_timeout(&socket, Timeout::Send, None)?;
+    Ok(socket)
+}
+
+fn connect_tcp(place: &str, limit: Duration) -> io::Result<TcpStream> {
+    let mut failed = io::ErrorKind::NotFound.into();
+    for address in place.to_socket_addrs()? {
+        match TcpStream::connect_timeout(&address, limit) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => failed = error,
+        }
+    }
+    Err(failed)
+}
+
+/// What a socket is connected to, by its name.
+fn peer(socket: OwnedFd) -> Option<Address> {
+    let peer = getpeername(&socket).ok()??;
+    if let Ok(unix) = SocketAddrUnix::try_from(peer.clone()) {
+        let path = PathBuf::from(std::ffi::OsStr::from_bytes(unix.path_bytes()?));
+        return path.is_absolute().then_some(Address::Unix(path));
+    }
+    std::net::SocketAddr::try_from(peer).ok().map(|place| Address::Tcp(place.to_string()))
 }
 
 /// A descriptor of our own by its number, duplicated: who else uses that number keeps it.
@@ -96,8 +146,12 @@ fn inherited(number: RawFd) -> io::Result<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsRawFd;
+    use std::os::unix::net::{UnixListener, UnixStream};
+    use std::time::Instant;
 
     use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(5);
 
     #[test]
     fn addresses_are_those_of_qemu() {
@@ -113,18 +167,55 @@ mod tests {
             let error = text.parse::<Address>().unwrap_err();
             assert!(error.to_string().starts_with(&format!("'{text}' is no address")), "{error}");
         }
-        for text in ["unix:/run/a", "tcp:localhost:4444", "fd:3"] {
+        assert_eq!(parse("./a").absolute(), Address::Unix(std::env::current_dir().unwrap().join("a")));
+        for text in ["unix:/run/a", "tcp:localhost:4444", "fd:2147483647"] {
+            assert_eq!(parse(text).absolute(), parse(text));
             assert_eq!(parse(text).to_string(), text);
         }
     }
 
     #[test]
+    fn a_descriptor_is_the_place_that_it_is_connected_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let listener = UnixListener::bind(&path).unwrap();
+        let place = |socket: &dyn AsRawFd| Address::Fd(socket.as_raw_fd()).absolute();
+        let stream = UnixStream::connect(&path).unwrap();
+        assert_eq!(place(&stream), Address::Unix(path));
+        // Those without a name stay what they are.
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        for nameless in [&ours as &dyn AsRawFd, &listener, &std::fs::File::open("/dev/null").unwrap()] {
+            assert_eq!(place(nameless), Address::Fd(nameless.as_raw_fd()));
+        }
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        assert_eq!(place(&stream), Address::Tcp(format!("127.0.0.1:{port}")));
+    }
+
+    #[test]
+    fn a_full_queue_is_waited_for_as_long_as_said() {
+        let dir = tempfile::tempdir().unwrap();
+        let address = Address::Unix(dir.path().join("s"));
+        let listener = UnixListener::bind(dir.path().join("s")).unwrap();
+        rustix::net::listen(&listener, 0).unwrap();
+        let first = address.connect(LIMIT).unwrap();
+        let begin = Instant::now();
+        let error = address.connect(Duration::from_millis(50)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(begin.elapsed() >= Duration::from_millis(50) && begin.elapsed() < LIMIT);
+        drop(first);
+        listener.accept().unwrap();
+        address.connect(LIMIT).unwrap();
+    }
+
+    #[test]
     fn an_inherited_descriptor_has_to_be_a_socket() {
         let (ours, _theirs) = UnixStream::pair().unwrap();
-        let connected = Address::Fd(ours.as_raw_fd()).connect().unwrap();
+        let connected = Address::Fd(ours.as_raw_fd()).connect(LIMIT).unwrap();
         assert_ne!(connected.as_raw_fd(), ours.as_raw_fd());
         let file = std::fs::File::open("/dev/null").unwrap();
-        assert!(Address::Fd(file.as_raw_fd()).connect().is_err());
-        assert!(Address::Fd(i32::MAX).connect().is_err());
+        assert!(Address::Fd(file.as_raw_fd()).connect(LIMIT).is_err());
+        assert!(Address::Fd(i32::MAX).connect(LIMIT).is_err());
     }
 }

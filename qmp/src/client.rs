@@ -2,7 +2,9 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
@@ -60,25 +62,51 @@ pub struct Client {
     timeout: Duration,
     /// The id of the last command.
     id: u64,
+    /// No other client has been on this socket.
+    is_alone: bool,
 }
 
 impl Client {
     /// Connects, and waits for the greeting. Each later wait has the same limit.
     pub fn connect(address: &Address, timeout: Duration) -> Result<Self, Error> {
-        Self::new(address.connect()?, timeout)
+        let socket = address.connect(timeout).map_err(|error| match error.kind() {
+            io::ErrorKind::TimedOut => Error::TimedOut(timeout),
+            _ => Error::Io(error),
+        })?;
+        Self::start(socket, timeout, (ids_of_our_own(), false))
     }
 
-    /// The same on a connected stream socket. Its flags stay as they are.
+    /// The same on a connected stream socket, which nobody has used before. Its flags stay as they are.
     pub fn new(socket: OwnedFd, timeout: Duration) -> Result<Self, Error> {
+        Self::start(socket, timeout, (0, true))
+    }
+
+    fn start(socket: OwnedFd, timeout: Duration, (id, is_alone): (u64, bool)) -> Result<Self, Error> {
         let (wire, events) = (Wire::new(socket), VecDeque::new());
-        let mut client = Self { wire, events, greeting: Value::Null, timeout, id: 0 };
-        let greeting = client.read(Instant::now() + timeout)?;
-        match greeting.get("QMP") {
-            Some(inner) => client.greeting = inner.clone(),
-            None => return Err(Error::NotQmp(greeting.to_string())),
-        }
+        let mut client = Self { wire, events, greeting: Value::Null, timeout, id, is_alone };
+        client.greeting = client.read_greeting()?;
         client.execute("qmp_capabilities", json!({}))?;
+        // Events so far were told to the client before.
+        client.forget_events();
         Ok(client)
+    }
+
+    /// What the greeting says. QEMU says before it what it did not get rid of when the client before left: events, and
+    /// answers. The last of these may even come after it.
+    fn read_greeting(&mut self) -> Result<Value, Error> {
+        let deadline = deadline(self.timeout);
+        loop {
+            let mut message = self.read(deadline)?;
+            if let Some(greeting) = message.get_mut("QMP") {
+                return Ok(greeting.take());
+            }
+            if !["event", "return", "error"].iter().any(|kind| message.get(kind).is_some()) {
+                return Err(Error::NotQmp(message.to_string()));
+            }
+            if Instant::now() >= deadline {
+                return Err(Error::TimedOut(self.timeout));
+            }
+        }
     }
 
     /// What the greeting said: version and capabilities.
@@ -109,16 +137,16 @@ impl Client {
         arguments: Value,
         fds: &[BorrowedFd<'_>],
     ) -> Result<Value, Error> {
-        let deadline = Instant::now() + self.timeout;
+        let deadline = deadline(self.timeout);
         self.id += 1;
         let mut line = json!({ "execute": command, "arguments": arguments, "id": self.id }).to_string();
         line.push('\n');
         self.wire.send(line.as_bytes(), fds, deadline).map_err(|failure| self.error(failure))?;
         loop {
             let mut message = self.read(deadline)?;
-            // An answer without an id is to something that could not even be read; one with another id is to a
-            // command whose time was up.
-            let ours = message.get("id").is_none_or(|id| *id == self.id);
+            // One with another id is to a command whose time was up, or of the client before. Of who gives no ids, and of
+            // what could not even be read, the answers have none.
+            let ours = message.get("id").map_or(self.is_alone, |id| *id == self.id);
             if ours && let Some(value) = message.get_mut("return") {
                 return Ok(value.take());
             }
@@ -140,7 +168,7 @@ impl Client {
 
     /// The next event, oldest first, waiting for it if none is there yet. `None`: none came in time.
     pub fn next_event(&mut self, wait: Duration) -> Result<Option<Event>, Error> {
-        let deadline = Instant::now() + wait;
+        let deadline = deadline(wait);
         while self.events.is_empty() {
             match self.read(deadline) {
                 Ok(message) => self.keep_event(message),
@@ -157,7 +185,7 @@ impl Client {
         wait: Duration,
         mut wanted: impl FnMut(&Event) -> bool,
     ) -> Result<Option<Event>, Error> {
-        let deadline = Instant::now() + wait;
+        let deadline = deadline(wait);
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             match self.next_event(left)? {
@@ -166,6 +194,12 @@ impl Client {
                 _ => return Ok(None),
             }
         }
+    }
+
+    /// Drops the events that came with answers so far and were not asked for: what comes from now on was told after the
+    /// last answer.
+    pub fn forget_events(&mut self) {
+        self.events.clear();
     }
 
     fn keep_event(&mut self, message: Value) {
@@ -193,5 +227,27 @@ impl Client {
             Failure::TooLong => Error::NotQmp("a line without an end".into()),
             Failure::System(errno) => Error::Io(errno.into()),
         }
+    }
+}
+
+/// Where the ids of a connection begin: beyond those that another one, also of another process, is likely to come to. Seen
+/// with QEMU 7.2 and 10.0: who connects while another client goes is told an answer to that one after the greeting.
+fn ids_of_our_own() -> u64 {
+    static CONNECTIONS: AtomicU64 = AtomicU64::new(0);
+    let connection = CONNECTIONS.fetch_add(1, Ordering::Relaxed) % (1 << 12);
+    u64::from(std::process::id()) << 32 | connection << 20
+}
+
+/// When so much time has passed; in a year at the latest, since clocks have an end.
+fn deadline(wait: Duration) -> Instant {
+    const YEAR: Duration = Duration::from_secs(365 * 86400);
+    Instant::now() + wait.min(YEAR)
+}
+
+impl AsFd for Client {
+    /// To be waited on together with other things: readable when something came. What came earlier may be here already, so
+    /// [`Client::next_event`] is asked first, with no time to wait.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.wire.as_fd()
     }
 }

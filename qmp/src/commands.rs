@@ -104,6 +104,20 @@ impl Client {
         self.execute("qom-get", json!({ "path": path, "property": property }))
     }
 
+    /// The properties of a type of device; QEMU answers with an error if it has no such type.
+    pub fn device_list_properties(&mut self, kind: &str) -> Result<Vec<QomProperty>, Error> {
+        self.ask("device-list-properties", json!({ "typename": kind }))
+    }
+
+    /// Whether the guest runs on KVM.
+    pub fn query_kvm(&mut self) -> Result<bool, Error> {
+        #[derive(Deserialize)]
+        struct Kvm {
+            enabled: bool,
+        }
+        Ok(self.ask::<Kvm>("query-kvm", json!({}))?.enabled)
+    }
+
     /// What QEMU's monitor for people answers, as text.
     pub fn human_monitor_command(&mut self, line: &str) -> Result<String, Error> {
         self.ask("human-monitor-command", json!({ "command-line": line }))

@@ -9,8 +9,9 @@
 //!
 //! # Theory of operation
 //! One connection, one command at a time: [`Client::connect`] reads the greeting and leaves capability negotiation,
-//! [`Client::execute`] sends a command and waits for its answer. Each command has an id, so that the answer to one whose time
-//! was up is not taken for the answer to the next. Events that arrive meanwhile are kept for [`Client::next_event`].
+//! [`Client::execute`] sends a command and waits for its answer. Each command has an id, so that neither the answer to one whose
+//! time was up nor one to the client before is taken for the answer to the next. Events that arrive meanwhile are kept for
+//! [`Client::next_event`].
 //! Whatever is not known (fields, events, members of the greeting) passes through as JSON; nothing depends on the version of
 //! QEMU. Every wait has a limit: a QEMU whose vhost-user back end is mute does not answer at all.
 //!
@@ -82,9 +83,14 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether QEMU knows no such device, netdev or path.
+    /// Whether QEMU knows no such device, netdev, chardev or path.
     pub fn is_not_found(&self) -> bool {
-        matches!(self, Self::Command { class, .. } if class == "DeviceNotFound")
+        match self {
+            // Of a chardev it is said in the sentence only.
+            Self::Command { command, desc, .. } if command == "chardev-remove" => desc.ends_with("not found"),
+            Self::Command { class, .. } => class == "DeviceNotFound",
+            _ => false,
+        }
     }
 
     /// Whether QEMU knows no such command: it is older or newer.

@@ -3,12 +3,12 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::thread::{JoinHandle, spawn};
 use std::time::Duration;
 
 use qmp::commands::{Chardev, Memdev, Removal};
-use qmp::{Client, Error, Version};
+use qmp::{Address, Client, Error, Version};
 use serde_json::{Value, json};
 
 const LIMIT: Duration = Duration::from_secs(5);
@@ -88,6 +88,25 @@ fn answers_errors_and_events_are_told_apart() {
     assert_eq!(commands[2]["arguments"]["id"], "x");
 }
 
+/// As seen in QEMU 10.0 when the client before had closed its connection while a netdev connected.
+#[test]
+fn what_was_left_for_the_client_before_precedes_the_greeting() {
+    let left =
+        r#"{"timestamp": {"seconds": 1, "microseconds": 2}, "event": "NETDEV_STREAM_CONNECTED", "data": {}}"#;
+    let greeting = format!("{left}\r\n{{\"return\": {{}}, \"id\": 9}}\r\n{GREETING}");
+    let (stream, _server) = server([greeting.as_str(), r#"{"return": {}, "id": $ID}"#]);
+    let mut client = Client::new(stream.into(), LIMIT).unwrap();
+    assert_eq!(client.version().unwrap().major, 10);
+    assert!(client.next_event(Duration::ZERO).unwrap().is_none());
+
+    // Who says nothing else is none.
+    let (stream, theirs) = UnixStream::pair().unwrap();
+    let talk = spawn(move || while writeln!(&theirs, "{left}").is_ok() {});
+    let error = Client::new(stream.into(), Duration::from_millis(50)).unwrap_err();
+    assert!(matches!(error, Error::TimedOut(_)), "{error}");
+    talk.join().unwrap();
+}
+
 #[test]
 fn a_late_answer_is_not_taken_for_the_next() {
     let (stream, theirs) = UnixStream::pair().unwrap();
@@ -103,11 +122,36 @@ fn a_late_answer_is_not_taken_for_the_next() {
     assert_eq!(client.query_status().unwrap(), "paused");
 }
 
+/// As seen in QEMU 10.0 and 7.2 when the client before closed its connection with commands under way.
+#[test]
+fn answers_to_the_client_before_are_not_ours() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("qmp");
+    let listener = UnixListener::bind(&path).unwrap();
+    let server = spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut commands = BufReader::new(stream.try_clone().unwrap()).lines().map(Result::unwrap);
+        let error = r#"{"error": {"class": "GenericError", "desc": "theirs"}}"#;
+        write!(stream, "{{\"return\": {{}}}}\n{error}\n{GREETING}\n{error}\n{{\"event\": \"THEIRS\"}}\n")
+            .unwrap();
+        for answer in [json!({}), json!({ "status": "running" })] {
+            let status = r#""return": {"status": "theirs"}"#;
+            write!(stream, "{{{status}}}\n{{{status}, \"id\": 1}}\n{{{status}, \"id\": 2}}\n").unwrap();
+            let command: Value = serde_json::from_str(&commands.next().unwrap()).unwrap();
+            writeln!(stream, "{}", json!({ "return": answer, "id": command["id"] })).unwrap();
+        }
+    });
+    let mut client = Client::connect(&Address::Unix(path), LIMIT).unwrap();
+    assert_eq!(client.query_status().unwrap(), "running");
+    assert!(client.next_event(Duration::ZERO).is_err(), "the server has gone, and nothing else was for us");
+    server.join().unwrap();
+}
+
 #[test]
 fn other_servers_are_recognised() {
     for (line, text) in [
         ("220 smtp.example ready", "smtp"),
-        (r#"{"return": {}}"#, "return"),
+        (r#"{"result": {}, "id": 1}"#, "result"),
         ("\u{1b}[2Jhello", "[2Jhello"),
         ("[1, 2]", "[1,2]"),
     ] {
@@ -230,4 +274,13 @@ fn a_server_that_talks_without_end_is_not_waited_for() {
     assert!(client.wait_for_event(Duration::from_millis(100), |_| false).unwrap().is_none());
     drop(client);
     talk.join().unwrap();
+}
+
+#[test]
+fn a_limit_beyond_all_clocks_is_none() {
+    let event = r#"{"return": {}, "id": $ID}
+{"event": "E"}"#;
+    let (stream, _server) = server([GREETING, event]);
+    let mut client = Client::new(stream.into(), Duration::MAX).unwrap();
+    assert_eq!(client.wait_for_event(Duration::MAX, |_| true).unwrap().unwrap().name, "E");
 }
