@@ -3,6 +3,8 @@
 //! Parsing and checking are apart: [`Cli`] is what was typed (clap's help and the manual page come from it), [`Config`] is
 //! what is going to be served.
 
+mod nic;
+
 use std::io::Write;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
@@ -10,14 +12,12 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::{ArgAction, Parser, ValueEnum, value_parser};
+use clap::{ArgAction, Parser, value_parser};
 use log::LevelFilter;
 use vdeplug::{Link, OpenError, OpenOptions};
 
 use crate::{Failure, Status};
-
-/// Most queue pairs that one NIC can have.
-pub const MAX_QUEUES: u16 = 16;
+pub use nic::{Door, NicConfig, Protocol};
 
 /// vhost-user back end that plugs the NICs of virtual machines into VDE networks.
 ///
@@ -55,13 +55,22 @@ pub struct Cli {
     #[arg(long, value_name = "PROTOCOL", conflicts_with = "nic")]
     pub protocol: Option<Protocol>,
 
-    /// A NIC as `socket-path=PATH|fd=N,link=LOCATOR[,link=...][,queues=N][,protocol=P]`; commas inside values are doubled
+    /// A NIC as `socket-path=PATH|fd=N,link=LOCATOR[,link=...][,queues=N][,protocol=P][,id=NAME]`; commas inside values are
+    /// doubled; NAME begins its lines in the log and is what control commands call it [default: nic0, nic1, ...]
     #[arg(long, value_name = "SPEC", action = ArgAction::Append)]
     pub nic: Vec<String>,
 
     /// Two networks that hear each other, as `link=LOCATOR,link=LOCATOR`; commas inside values are doubled
     #[arg(long, value_name = "SPEC", action = ArgAction::Append)]
     pub join: Vec<String>,
+
+    /// Listen for commands on this Unix socket, which nobody but us may connect to
+    #[arg(long, value_name = "PATH")]
+    pub control: Option<PathBuf>,
+
+    /// Listen for commands on this inherited Unix socket
+    #[arg(long, value_name = "N", conflicts_with = "control")]
+    pub control_fd: Option<RawFd>,
 
     /// Text that the networks show for our connections
     #[arg(long, value_name = "TEXT", default_value = "vhost-user-vde")]
@@ -93,6 +102,14 @@ pub struct Cli {
     #[arg(long, value_name = "LEVEL", default_value = "warn")]
     pub log_level: LevelFilter,
 
+    /// Serve one front end per NIC, and end when all have gone
+    #[arg(long)]
+    pub one_off: bool,
+
+    /// Keep our process number in this file from when all is up until the end
+    #[arg(long, value_name = "FILE")]
+    pub pid_file: Option<PathBuf>,
+
     /// Write READY or ERROR STATUS SENTENCE to this descriptor once it is decided
     #[arg(long, value_name = "N")]
     pub ready_fd: Option<RawFd>,
@@ -101,7 +118,17 @@ pub struct Cli {
     #[arg(long, value_name = "N")]
     pub lifeline_fd: Option<RawFd>,
 
-    /// Remove this directory at the end, if it is empty then
+    /// End with the process that connects to a NIC first, with the last NIC that is deleted, and after a minute in which
+    /// nobody came: for a virtual machine that runs already and cannot be given a life line
+    #[arg(long, conflicts_with = "lifeline_fd")]
+    pub follow_front_end: bool,
+
+    /// Work in a child process; when a signal kills that, another one takes its place, serves what it served, and tries the
+    /// networks again and again
+    #[arg(long, conflicts_with = "one_off")]
+    pub supervise: bool,
+
+    /// Remove this directory at the end, with what vdeq keeps in it, if there is nothing else then
     #[arg(long, value_name = "DIR")]
     pub private_dir: Option<PathBuf>,
 
@@ -113,44 +140,9 @@ pub struct Cli {
 impl Cli {
     /// All descriptors that the command line names.
     pub fn descriptors(&self) -> Vec<RawFd> {
-        let of_nics = self.nic.iter().filter_map(|spec| match parse_nic(spec).ok()?.door {
-            Door::Fd(fd) => Some(fd),
-            Door::Path(_) => None,
-        });
-        of_nics.chain(self.fd).chain(self.ready_fd).chain(self.lifeline_fd).collect()
+        let of_nics = self.nic.iter().filter_map(|spec| nic::parse(spec).ok()?.door.fd());
+        of_nics.chain(self.fd).chain(self.control_fd).chain(self.ready_fd).chain(self.lifeline_fd).collect()
     }
-}
-
-/// Where front ends come from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Door {
-    /// We listen there.
-    Path(PathBuf),
-    /// Somebody made the socket for us.
-    Fd(RawFd),
-}
-
-/// What is spoken on a NIC's socket.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum Protocol {
-    /// A virtio NIC's: the guest's virtqueues are served.
-    #[default]
-    VhostUser,
-    /// QEMU's netdev stream, for a NIC of any other model: QEMU hands over frame by frame.
-    Stream,
-}
-
-/// One NIC to be served.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NicConfig {
-    /// Its socket.
-    pub door: Door,
-    /// What is spoken there.
-    pub protocol: Protocol,
-    /// Its networks, as VDE locators; an empty one is the user's default network.
-    pub links: Vec<String>,
-    /// Its queue pairs.
-    pub queues: u16,
 }
 
 /// How the network that a locator names is opened.
@@ -159,10 +151,12 @@ pub type Opener = fn(&str, &OpenOptions) -> Result<Arc<dyn Link>, OpenError>;
 /// All that is going to be served.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// At least one.
+    /// At least one, unless there is a control socket.
     pub nics: Vec<NicConfig>,
     /// Networks that hear each other, as VDE locators.
     pub joins: Vec<[String; 2]>,
+    /// Where commands come from.
+    pub control: Option<Door>,
     /// Text that the networks show for our connections.
     pub description: String,
     /// How long queue pairs go on looking for frames after the last one.
@@ -175,10 +169,18 @@ pub struct Config {
     pub capture: Option<PathBuf>,
     /// Whose the sockets are that we make, by user and group; ours if nobody is named.
     pub socket_owner: Option<(u32, u32)>,
+    /// Each NIC serves one front end, and no other after it.
+    pub one_off: bool,
+    /// Where our process number is kept.
+    pub pid_file: Option<PathBuf>,
     /// [`vdeplug::open`], unless a program over this library knows further networks.
     pub open: Opener,
     /// Its closing ends us.
     pub lifeline: Option<RawFd>,
+    /// The end of a front end's process ends us.
+    pub follow: bool,
+    /// A worker that was killed has a successor.
+    pub supervise: bool,
     /// Removed at the end.
     pub private_dir: Option<PathBuf>,
 }
@@ -192,9 +194,11 @@ impl TryFrom<Cli> for Config {
 
     fn try_from(cli: Cli) -> Result<Self, Failure> {
         let door = cli.socket_path.map(Door::Path).or(cli.fd.map(Door::Fd));
-        let mut nics = cli.nic.iter().map(|spec| parse_nic(spec)).collect::<Result<Vec<_>, _>>()?;
+        let control = cli.control.map(Door::Path).or(cli.control_fd.map(Door::Fd));
+        let mut nics = cli.nic.iter().map(|spec| nic::parse(spec)).collect::<Result<Vec<_>, _>>()?;
         match door {
             Some(door) => nics.push(NicConfig {
+                id: None,
                 door,
                 protocol: cli.protocol.unwrap_or_default(),
                 links: cli.link,
@@ -205,43 +209,31 @@ impl TryFrom<Cli> for Config {
                     "--link, --queues and --protocol describe a NIC: say where it is with --socket-path or --fd",
                 );
             }
-            None if nics.is_empty() => {
+            None if nics.is_empty() && control.is_none() => {
                 return usage(
-                    "no NIC to serve: give --socket-path PATH --link LOCATOR, or --nic; see --help",
+                    "no NIC to serve: give --socket-path PATH --link LOCATOR, or --nic, or --control; see --help",
                 );
             }
             None => {}
         }
-        for (index, nic) in nics.iter().enumerate() {
-            if nic.queues == 0 || nic.queues > MAX_QUEUES {
-                return usage(format!("queues={}: a NIC has 1 to {MAX_QUEUES} queue pairs", nic.queues));
-            }
-            if nic.protocol == Protocol::Stream && nic.queues > 1 {
-                return usage(format!(
-                    "queues={}: with protocol=stream a NIC has 1; drop queues=",
-                    nic.queues
-                ));
-            }
-            if let Some(before) = nics.iter().take(index).find(|n| n.door == nic.door) {
-                let name = match &before.door {
-                    Door::Path(path) => format!("socket {}", path.display()),
-                    Door::Fd(fd) => format!("descriptor {fd}"),
-                };
-                return usage(format!("{name} is given to two NICs; each needs its own"));
-            }
-        }
+        nic::check_all(&nics)?;
         let joins = cli.join.iter().map(|spec| parse_join(spec)).collect::<Result<_, _>>()?;
         Ok(Self {
             nics,
             joins,
+            control,
             description: cli.description,
             poll: Duration::from_micros(cli.poll_us),
             offloads: !cli.no_offloads,
             keep_going: cli.keep_going,
             capture: cli.capture,
             socket_owner: cli.socket_owner,
+            one_off: cli.one_off,
+            pid_file: cli.pid_file,
             open: vdeplug::open,
             lifeline: cli.lifeline_fd,
+            follow: cli.follow_front_end,
+            supervise: cli.supervise,
             private_dir: cli.private_dir,
         })
     }
@@ -251,50 +243,6 @@ impl TryFrom<Cli> for Config {
 fn parse_owner(text: &str) -> Result<(u32, u32), &'static str> {
     let numbers = text.split_once(':').and_then(|(uid, gid)| Some((uid.parse().ok()?, gid.parse().ok()?)));
     numbers.ok_or("give two numbers, as 1000:1000")
-}
-
-/// `socket-path=PATH,link=LOCATOR,…` with QEMU's rules: `,,` is a comma inside a value.
-fn parse_nic(spec: &str) -> Result<NicConfig, Failure> {
-    let (mut door, mut protocol, mut links, mut queues) = (None, Protocol::default(), Vec::new(), 1);
-    for word in split_commas(spec) {
-        let Some((key, value)) = word.split_once('=') else {
-            return usage(format!("--nic {spec}: '{word}' is not of the form KEY=VALUE"));
-        };
-        let number = || format!("--nic {spec}: '{word}' wants a number");
-        match key {
-            "socket-path" | "fd" if door.is_some() => {
-                return usage(format!("--nic {spec}: '{word}' is a second socket; a NIC has one"));
-            }
-            "socket-path" => door = Some(Door::Path(value.into())),
-            "fd" => match value.parse() {
-                Ok(fd) => door = Some(Door::Fd(fd)),
-                Err(_) => return usage(number()),
-            },
-            "link" => links.push(value.to_owned()),
-            "queues" => match value.parse() {
-                Ok(count) => queues = count,
-                Err(_) => return usage(number()),
-            },
-            "protocol" => match Protocol::from_str(value, false) {
-                Ok(known) => protocol = known,
-                Err(_) => {
-                    return usage(format!(
-                        "--nic {spec}: '{word}' names no protocol; known are vhost-user and stream"
-                    ));
-                }
-            },
-            _ => {
-                return usage(format!(
-                    "--nic {spec}: unknown word '{key}'; known are socket-path, fd, link, queues and protocol"
-                ));
-            }
-        }
-    }
-    match door {
-        None => usage(format!("--nic {spec}: socket-path= or fd= is missing")),
-        Some(_) if links.is_empty() => usage(format!("--nic {spec}: link= is missing")),
-        Some(door) => Ok(NicConfig { door, protocol, links, queues }),
-    }
 }
 
 /// `link=LOCATOR,link=LOCATOR` with the same rules.
@@ -334,105 +282,4 @@ pub fn print_capabilities() -> ExitCode {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn config(args: &[&str]) -> Result<Config, String> {
-        let cli = Cli::try_parse_from([&["vhost-user-vde"], args].concat()).map_err(|e| e.to_string())?;
-        Config::try_from(cli).map_err(|f| f.sentence)
-    }
-
-    #[test]
-    fn one_nic_by_options() {
-        let nics =
-            config(&["--socket-path", "/s", "--link", "/a", "--link", "", "--queues", "2"]).unwrap().nics;
-        let links = vec!["/a".to_owned(), String::new()];
-        let protocol = Protocol::VhostUser;
-        assert_eq!(nics, [NicConfig { door: Door::Path("/s".into()), protocol, links, queues: 2 }]);
-        let nics = config(&["--fd", "7", "--link", "x", "--protocol", "stream"]).unwrap().nics;
-        assert_eq!((&nics[0].door, nics[0].protocol), (&Door::Fd(7), Protocol::Stream));
-    }
-
-    #[test]
-    fn polling_is_off_unless_asked_for() {
-        let nic = ["--fd", "7", "--link", "x"];
-        assert_eq!(config(&nic).unwrap().poll, Duration::ZERO);
-        let polling = config(&[&nic[..], &["--poll-us", "1000000"]].concat()).unwrap();
-        assert_eq!(polling.poll, Duration::from_secs(1));
-    }
-
-    #[test]
-    fn several_nics_with_commas_in_values() {
-        let nics = config(&[
-            "--nic",
-            "socket-path=/a,,b,link=vde:///x[5/mode=0660]",
-            "--nic",
-            "fd=5,link=,queues=16",
-            "--nic",
-            "fd=6,link=,protocol=stream",
-        ])
-        .unwrap()
-        .nics;
-        assert_eq!(nics[0].door, Door::Path("/a,b".into()));
-        assert_eq!(nics[0].links, ["vde:///x[5/mode=0660]"]);
-        assert_eq!((&nics[1].door, nics[1].queues), (&Door::Fd(5), 16));
-        assert_eq!((nics[1].protocol, nics[2].protocol), (Protocol::VhostUser, Protocol::Stream));
-    }
-
-    #[test]
-    fn what_concerns_all_nics() {
-        let nic = ["--fd", "7", "--link", "x"];
-        let plain = config(&nic).unwrap();
-        assert!(
-            plain.offloads && !plain.keep_going && plain.capture.is_none() && plain.socket_owner.is_none()
-        );
-        let more = ["--no-offloads", "--keep-going", "--capture", "/c", "--socket-owner", "5:6"];
-        let config = config(&[&nic[..], &more].concat()).unwrap();
-        assert!(!config.offloads && config.keep_going);
-        assert_eq!((config.capture, config.socket_owner), (Some("/c".into()), Some((5, 6))));
-    }
-
-    #[test]
-    fn joins_have_two_ends() {
-        let join = |spec| config(&["--fd", "3", "--link", "/a", "--join", spec]).map(|config| config.joins);
-        assert_eq!(join("link=hub:///h,link=").unwrap(), [["hub:///h".to_owned(), String::new()]]);
-        assert_eq!(join("link=/a,,b,link=/c").unwrap(), [["/a,b".to_owned(), "/c".to_owned()]]);
-        for spec in ["link=/a", "link=/a,link=/b,link=/c", "link=/a,link=/b,queues=1", "/a,/b"] {
-            assert!(join(spec).unwrap_err().contains(spec), "{spec}");
-        }
-    }
-
-    #[test]
-    fn wrong_words_are_named() {
-        let cases: [(&[&str], &str); 18] = [
-            (&[], "no NIC to serve"),
-            (&["--link", "/a"], "--socket-path or --fd"),
-            (&["--protocol", "stream"], "--socket-path or --fd"),
-            (&["--socket-path", "/s"], "--link"),
-            (&["--socket-path", "/s", "--fd", "3", "--link", "x"], "--fd"),
-            (&["--nic", "socket-path=/s"], "link= is missing"),
-            (&["--nic", "link=/s"], "socket-path= or fd= is missing"),
-            (&["--nic", "socket-path=/s,link=/a,port=5"], "unknown word 'port'"),
-            (&["--nic", "socket-path=/s,link=/a,"], "'' is not of the form"),
-            (&["--nic", "socket-path=/s,fd=3,link=/a"], "'fd=3' is a second socket"),
-            (&["--nic", "fd=x,link=/a"], "'fd=x' wants a number"),
-            (&["--fd", "3", "--link", "/a", "--poll-us", "1000001"], "1000001 is not in 0..=1000000"),
-            (&["--fd", "3", "--link", "/a", "--poll-us", "1ms"], "'1ms'"),
-            (&["--fd", "3", "--link", "/a", "--socket-owner", "nobody"], "1000:1000"),
-            (&["--nic", "fd=3,link=/a,queues=17"], "queues=17"),
-            (&["--nic", "fd=3,link=/a,queues=2,protocol=stream"], "queues=2"),
-            (&["--nic", "fd=3,link=/a,protocol=dgram"], "'protocol=dgram'"),
-            (&["--nic", "fd=3,link=/a", "--nic", "fd=3,link=/b"], "two NICs"),
-        ];
-        for (args, word) in cases {
-            let sentence = config(args).unwrap_err();
-            assert!(sentence.contains(word), "{args:?} gave {sentence:?}");
-        }
-    }
-
-    #[test]
-    fn clap_is_consistent() {
-        use clap::CommandFactory;
-        Cli::command().debug_assert();
-    }
-}
+mod tests;

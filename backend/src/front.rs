@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::epoll::EventFlags;
+use vde_control::Ring;
 use vdeplug::Link;
 use vhost_user::{Connection, Error};
 use virtio_net::LinkLost;
@@ -47,11 +48,35 @@ impl Front {
         })
     }
 
-    /// Plugs a link in.
-    pub fn set_link(&mut self, index: usize, link: &Arc<dyn Link>) {
+    /// Plugs a link in, in place of one of the same number.
+    pub fn set_link(&mut self, number: usize, link: &Arc<dyn Link>) {
         match self {
-            Self::VhostUser { nic, .. } => nic.set_link(index, link),
-            Self::Stream { relay, .. } => relay.set_link(index, link.clone()),
+            Self::VhostUser { nic, .. } => nic.set_link(number, link),
+            Self::Stream { relay, .. } => relay.set_link(number, link.clone()),
+        }
+    }
+
+    /// Plugs a link in that takes the place of `old`, from which frames still come until it is unplugged.
+    pub fn hand_over(&mut self, old: usize, number: usize, link: &Arc<dyn Link>) {
+        match self {
+            Self::VhostUser { nic, .. } => nic.hand_over(old, number, link),
+            Self::Stream { relay, .. } => relay.hand_over(old, number, link),
+        }
+    }
+
+    /// Pulls a link out.
+    pub fn unplug(&mut self, number: usize) {
+        match self {
+            Self::VhostUser { nic, .. } => nic.unplug(number),
+            Self::Stream { relay, .. } => relay.unplug(number),
+        }
+    }
+
+    /// How full the rings are, by their numbers; a NIC that is not virtio has none.
+    pub fn rings(&self) -> Vec<Ring> {
+        match self {
+            Self::VhostUser { nic, .. } => nic.rings(),
+            Self::Stream { .. } => Vec::new(),
         }
     }
 
@@ -60,6 +85,14 @@ impl Front {
         match self {
             Self::VhostUser { nic, .. } => nic.counters(),
             Self::Stream { relay, .. } => relay.counters().list(),
+        }
+    }
+
+    /// The feature bits that the guest's driver acknowledged; 0 before it did, and of a NIC that is not virtio.
+    pub fn features(&self) -> u64 {
+        match self {
+            Self::VhostUser { connection, .. } => connection.as_ref().map_or(0, Connection::features),
+            Self::Stream { .. } => 0,
         }
     }
 

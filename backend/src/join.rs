@@ -9,6 +9,9 @@
 //! Descriptors are watched edge-triggered: one of a network that went away would be readable for ever. Each thread
 //! watches whether either network is still there, and lets go of one that is not; it is plugged in again by its number.
 //!
+//! A link of another number that is plugged into the same end takes the place of the one that is there: what is sent goes to
+//! the new one, and what the old one still brings is received until it is unplugged.
+//!
 //! Frames pass undone where both sides know such. What a network says of its frame is held against it here, since whom it
 //! goes to relies on that.
 
@@ -33,31 +36,52 @@ const BATCH: usize = 32;
 /// Room for a frame: an odd number of cache lines, or the frames of a batch would compete for a few of them.
 const ROOM: usize = BIG_FRAME_MAX.next_multiple_of(128) + 64;
 
-/// Plug in a link as number 0 or 1.
-type SetLink = (usize, Arc<dyn Link>);
+enum Command {
+    /// Into this end, 0 or 1, with this number.
+    Plug(usize, usize, Arc<dyn Link>),
+    Unplug(usize),
+}
 
 /// Handle of the two threads. Dropping it ends them.
 #[derive(Debug)]
 pub struct Join {
     ways: [Way; 2],
+    /// The number of the link at each end.
+    ends: [Option<usize>; 2],
 }
 
 /// Handle of the thread of one direction.
 #[derive(Debug)]
 struct Way {
-    thread: Thread<SetLink>,
+    thread: Thread<Command>,
     counters: Arc<Counters>,
 }
 
 impl Join {
     /// Starts the threads. `lost` makes the callback of each for dead links.
     pub fn spawn(name: &str, lost: impl Fn() -> LinkLost) -> std::io::Result<Self> {
-        Ok(Self { ways: [Way::spawn(name, 0, lost())?, Way::spawn(name, 1, lost())?] })
+        Ok(Self { ways: [Way::spawn(name, 0, lost())?, Way::spawn(name, 1, lost())?], ends: [None; 2] })
     }
 
-    /// Plugs in link 0 or 1, in place of one that was there.
-    pub fn set_link(&self, index: usize, link: &Arc<dyn Link>) {
-        self.ways.iter().for_each(|way| way.thread.tell((index, link.clone())));
+    /// Plugs a link in as this number, in place of one that had it; a new number goes to an end that is free.
+    pub fn set_link(&mut self, number: usize, link: &Arc<dyn Link>) {
+        self.hand_over(number, number, link);
+    }
+
+    /// Plugs a link in that takes the place of `old`, from which frames still come until it is unplugged.
+    pub fn hand_over(&mut self, old: usize, number: usize, link: &Arc<dyn Link>) {
+        let known = self.ends.iter().position(|end| *end == Some(old));
+        // One that was never up had none.
+        let end = known.or_else(|| self.ends.iter().position(Option::is_none)).unwrap_or(0);
+        if let Some(slot) = self.ends.get_mut(end) {
+            *slot = Some(number);
+        }
+        self.ways.iter().for_each(|way| way.thread.tell(Command::Plug(end, number, link.clone())));
+    }
+
+    /// Pulls a link out. The threads may have to wait for a full network first, and nobody waits for that.
+    pub fn unplug(&self, number: usize) {
+        self.ways.iter().for_each(|way| way.thread.tell(Command::Unplug(number)));
     }
 
     /// What happened to frames so far, of both directions: each was received, and sent or lost.
@@ -78,8 +102,8 @@ impl Way {
             let state = State {
                 name: name.into(),
                 from,
-                links: [None, None],
-                readable: false,
+                sources: Vec::new(),
+                to: None,
                 lossy: false,
                 events,
                 commands,
@@ -93,23 +117,31 @@ impl Way {
     }
 }
 
-/// What events are about: their words. [`CONTROL`] and the number of a link: it may be gone.
+/// What events are about, in the upper half of their words; the lower one is the link's number.
 const COMMANDS: u64 = 0;
-const DATA: u64 = 1;
-const CONTROL: u64 = 2;
+const DATA: u64 = 1 << 32;
+const CONTROL: u64 = 2 << 32;
+
+/// A link that is received from.
+struct Source {
+    number: usize,
+    link: Arc<dyn Link>,
+    /// An edge said that frames may wait, and not all were taken yet.
+    readable: bool,
+}
 
 /// State of the thread of one direction.
 struct State {
     name: String,
-    /// The number of the link that it receives from.
+    /// The end that it receives from.
     from: usize,
-    links: [Option<Arc<dyn Link>>; 2],
-    /// An edge said that frames may wait, and not all were taken yet.
-    readable: bool,
-    /// The other link was full for too long.
+    sources: Vec<Source>,
+    /// Where frames go, with its number.
+    to: Option<(usize, Arc<dyn Link>)>,
+    /// That was full for too long.
     lossy: bool,
     events: Events,
-    commands: Commands<SetLink>,
+    commands: Commands<Command>,
     counters: Arc<Counters>,
     lost: LinkLost,
     /// A batch of frames, each in a room of its own.
@@ -120,23 +152,31 @@ impl State {
     fn run(mut self) {
         let mut events = Events::list();
         loop {
-            let wait = if self.readable { Wait::Look } else { Wait::Sleep(None) };
+            let readable = self.sources.iter().any(|source| source.readable);
+            let wait = if readable { Wait::Look } else { Wait::Sleep(None) };
             if let Err(errno) = self.events.wait(&mut events, wait) {
                 return log::error!("{}: waiting for events failed: {errno}", self.name);
             }
             for event in events.drain(..) {
-                match event.data.u64() {
-                    COMMANDS => {
+                let word = event.data.u64();
+                let number = usize::try_from(word & (DATA - 1)).unwrap_or(usize::MAX);
+                match word & !(DATA - 1) {
+                    DATA => self.source(number).into_iter().for_each(|source| source.readable = true),
+                    CONTROL => self.check(number),
+                    _ => {
                         if self.run_commands().is_err() {
                             return;
                         }
                     }
-                    DATA => self.readable = true,
-                    control => self.check(usize::from(control > CONTROL)),
                 }
             }
-            if self.readable {
-                self.pass_batch();
+            let next = self.sources.iter().position(|source| source.readable);
+            if let Some(at) = next {
+                let source = self.sources.remove(at);
+                let (number, link) = (source.number, source.link.clone());
+                // The other one, while there are two, is next.
+                self.sources.push(source);
+                self.pass_batch(number, &*link);
             }
         }
     }
@@ -144,70 +184,91 @@ impl State {
     /// Carries out all commands.
     fn run_commands(&mut self) -> Result<(), OwnerGone> {
         self.commands.awake();
-        while let Some((index, link)) = self.commands.next()? {
-            self.unplug(index);
-            if let Err(errno) = self.watch(index, &*link) {
-                log::warn!("{}: cannot watch link {index}: {errno}", self.name);
+        while let Some(command) = self.commands.next()? {
+            match command {
+                Command::Plug(end, number, link) => self.plug(end, number, link),
+                Command::Unplug(number) => self.unplug(number),
             }
-            if let Some(slot) = self.links.get_mut(index) {
-                *slot = Some(link);
-            }
-            self.readable |= index == self.from;
         }
         Ok(())
     }
 
-    fn watch(&self, index: usize, link: &dyn Link) -> rustix::io::Result<()> {
-        if let Some(fd) = link.control_fd() {
-            self.events.add(fd, CONTROL + index as u64, EventFlags::IN)?;
+    fn plug(&mut self, end: usize, number: usize, link: Arc<dyn Link>) {
+        self.unplug(number);
+        if end != self.from
+            && let Some((old, _)) = self.to
+        {
+            self.unplug(old);
         }
-        if index == self.from {
-            self.events.add(link.data_fd(), DATA, EventFlags::IN | EventFlags::ET)?;
+        if let Err(errno) = self.watch(end, number, &*link) {
+            log::warn!("{}: cannot watch link {number}: {errno}", self.name);
+        }
+        match end == self.from {
+            true => self.sources.push(Source { number, link, readable: true }),
+            false => self.to = Some((number, link)),
+        }
+    }
+
+    fn watch(&self, end: usize, number: usize, link: &dyn Link) -> rustix::io::Result<()> {
+        if let Some(fd) = link.control_fd() {
+            self.events.add(fd, CONTROL | number as u64, EventFlags::IN)?;
+        }
+        if end == self.from {
+            self.events.add(link.data_fd(), DATA | number as u64, EventFlags::IN | EventFlags::ET)?;
         }
         Ok(())
     }
 
     /// Forgets a link.
-    fn unplug(&mut self, index: usize) {
-        let Some(link) = self.links.get_mut(index).and_then(Option::take) else { return };
-        for fd in link.control_fd().into_iter().chain((index == self.from).then(|| link.data_fd())) {
+    fn unplug(&mut self, number: usize) {
+        let known = |source: &Source| source.number == number;
+        let link = match self.sources.iter().position(known) {
+            Some(at) => {
+                let link = self.sources.remove(at).link;
+                self.events.remove(link.data_fd());
+                link
+            }
+            None => match self.to.take_if(|(to, _)| *to == number) {
+                Some((_, link)) => link,
+                None => return,
+            },
+        };
+        if let Some(fd) = link.control_fd() {
             self.events.remove(fd);
         }
-        self.readable &= index != self.from;
         self.lossy = false;
     }
 
-    fn lose(&mut self, index: usize, error: &LinkError) {
-        self.unplug(index);
-        (self.lost)(index, error);
+    fn lose(&mut self, number: usize, error: &LinkError) {
+        self.unplug(number);
+        (self.lost)(number, error);
     }
 
-    fn link(&self, index: usize) -> Option<Arc<dyn Link>> {
-        self.links.get(index).and_then(Clone::clone)
+    fn source(&mut self, number: usize) -> Option<&mut Source> {
+        self.sources.iter_mut().find(|source| source.number == number)
     }
 
     /// Asks a link whether its network is still there.
-    fn check(&mut self, index: usize) {
-        if let Some(Err(error)) = self.link(index).map(|link| link.check_control()) {
-            self.lose(index, &error);
+    fn check(&mut self, number: usize) {
+        let source = self.sources.iter().find(|source| source.number == number).map(|source| &source.link);
+        let link = source.or(self.to.as_ref().filter(|(to, _)| *to == number).map(|(_, link)| link));
+        if let Some(Err(error)) = link.map(|link| link.check_control()) {
+            self.lose(number, &error);
         }
     }
 
-    /// Receives a batch and sends it.
-    fn pass_batch(&mut self) {
-        let Some(from) = self.link(self.from) else {
-            self.readable = false;
-            return;
-        };
+    /// Receives a batch from a link and sends it.
+    fn pass_batch(&mut self, number: usize, from: &dyn Link) {
         let mut rooms = self.memory.chunks_exact_mut(ROOM);
         let bufs: [_; BATCH] = std::array::from_fn(|_| [RxBuf::new(rooms.next().unwrap_or_default())]);
         let mut frames = bufs.each_ref().map(|bufs| RxFrame::new(bufs));
         let count = match from.recv(&mut frames) {
             Ok(count) => count,
-            Err(error) => return self.lose(self.from, &error),
+            Err(error) => return self.lose(number, &error),
         };
         let marks = frames.map(|frame| (frame.header, frame.len));
-        self.readable = count == BATCH;
+        // Only ever taken back here: who was unplugged has none.
+        self.source(number).into_iter().for_each(|source| source.readable = count == BATCH);
         let rooms = self.memory.chunks_exact(ROOM).zip(marks).take(count);
         let mut good = Vec::with_capacity(count);
         for (room, (header, len)) in rooms {
@@ -229,9 +290,10 @@ impl State {
         }
         let batch: Vec<_> =
             good.iter().map(|(header, bufs)| TxFrame { header: *header, ..TxFrame::new(bufs) }).collect();
-        let to = 1 - self.from;
-        let outcome = match self.link(to) {
-            Some(link) => send(&*link, batch, self.lossy, &self.counters),
+        let outcome = match &self.to {
+            Some((to, link)) => {
+                send(&**link, batch, self.lossy, &self.counters).map_err(|error| (*to, error))
+            }
             None => {
                 self.counters.tx_no_link.add(batch.len() as u64);
                 Ok(false)
@@ -239,7 +301,7 @@ impl State {
         };
         match outcome {
             Ok(lossy) => self.lossy = lossy,
-            Err(error) => self.lose(to, &error),
+            Err((to, error)) => self.lose(to, &error),
         }
     }
 }

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use vhost_user_vde::cli::{Cli, Config, print_capabilities};
-use vhost_user_vde::{Failure, Inherited, Readiness, Status, run};
+use vhost_user_vde::{Failure, Inherited, Readiness, Status, logging, run};
 
 fn main() -> ExitCode {
     // The conventions for vhost-user programs: whatever else was said is ignored.
@@ -12,21 +12,20 @@ fn main() -> ExitCode {
         return print_capabilities();
     }
     let cli = Cli::parse();
-    env_logger::Builder::new()
-        .filter_level(cli.log_level)
-        .format(|out, record| {
-            use std::io::Write;
-            writeln!(out, "vhost-user-vde: {}", record.args())
-        })
-        .init();
-    // SAFETY: nothing was opened before.
+    logging::start(cli.log_level);
+    // SAFETY: nothing was opened before, and no thread is started here.
     let mut inherited = unsafe { Inherited::claim(&cli.descriptors()) };
+    if cli.follow_front_end {
+        // Who started us goes on its way; what it had open, a monitor for instance, is not to stay open in us.
+        // SAFETY: as above.
+        unsafe { inherited.close_others() };
+    }
     let mut ready = match Readiness::new(cli.ready_fd, &mut inherited) {
         Ok(ready) => ready,
         Err(failure) => return fail(&failure),
     };
     match Config::try_from(cli).and_then(|config| run(config, inherited, &mut ready)) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(failure) if ready.tell_failure(&failure) => status(failure.status),
         Err(failure) => fail(&failure),
     }

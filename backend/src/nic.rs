@@ -6,9 +6,10 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use vde_control::Ring;
 use vdeplug::{Link, Receiver, TxBuf, TxFrame};
 use vhost_user::{Device, StartedRing};
-use virtio_net::{Inlets, LinkLost, Side, Start, Worker, features};
+use virtio_net::{Inlets, Level, LinkLost, Side, Start, Worker, features};
 use vring::Direction;
 
 /// What the front end of one NIC drives.
@@ -17,8 +18,8 @@ pub struct Nic {
     workers: Vec<Worker>,
     inlets: Arc<Inlets>,
     features: u64,
-    /// By number. The workers own them: one that was lost must end before another takes its place.
-    links: Vec<Option<Weak<dyn Link>>>,
+    /// With their numbers. The workers own them: one that was lost must end before another takes its place.
+    links: Vec<(usize, Weak<dyn Link>)>,
 }
 
 impl Nic {
@@ -38,20 +39,37 @@ impl Nic {
         Ok(Self { workers, inlets, features: features::offered(pairs, offloads), links: Vec::new() })
     }
 
-    /// Plugs a link into all queue pairs, as number `index`, in place of one that was there.
-    pub fn set_link(&mut self, index: usize, link: &Arc<dyn Link>) {
-        while self.links.len() <= index {
-            self.links.push(None);
+    /// Plugs a link into all queue pairs as this number, in place of one that had it.
+    pub fn set_link(&mut self, number: usize, link: &Arc<dyn Link>) {
+        self.note(number, link);
+        for worker in &self.workers {
+            worker.set_link(number, link.clone());
         }
-        if let Some(slot) = self.links.get_mut(index) {
-            *slot = Some(Arc::downgrade(link));
+    }
+
+    /// Plugs a link in that takes the place of `old`: the guest sends nothing to that one any more when this returns, and
+    /// gets what it brings until it is unplugged.
+    pub fn hand_over(&mut self, old: usize, number: usize, link: &Arc<dyn Link>) {
+        self.note(number, link);
+        for worker in &self.workers {
+            worker.hand_over(old, number, link);
         }
+    }
+
+    /// Pulls a link out of all queue pairs.
+    pub fn unplug(&mut self, number: usize) {
+        self.links.retain(|(known, _)| *known != number);
+        for worker in &self.workers {
+            worker.unplug(number);
+        }
+    }
+
+    fn note(&mut self, number: usize, link: &Arc<dyn Link>) {
+        self.links.retain(|(known, _)| *known != number);
+        self.links.push((number, Arc::downgrade(link)));
         let receiver: Arc<dyn Receiver> = self.inlets.clone();
         // Whatever a link does not deliver itself, the workers fetch.
         link.deliver_to(&receiver);
-        for worker in &self.workers {
-            worker.set_link(index, link.clone());
-        }
     }
 
     /// The counters, summed over the queue pairs.
@@ -64,6 +82,12 @@ impl Nic {
             }
         }
         sums
+    }
+
+    /// How full the rings are, by their numbers.
+    pub fn rings(&self) -> Vec<Ring> {
+        let ring = |Level { size, enabled, waiting }| Ring { size, enabled, waiting };
+        self.workers.iter().flat_map(|worker| worker.levels().map(ring)).collect()
     }
 
     fn worker(&self, ring: u16) -> Option<(&Worker, Side)> {
@@ -113,13 +137,18 @@ impl Device for Nic {
     }
 
     fn announce(&mut self, mac: [u8; 6]) {
-        let frame = rarp(mac);
-        let pieces = [TxBuf::new(&frame)];
-        for link in self.links.iter().flatten().filter_map(Weak::upgrade) {
-            // The front end asks several times; a link that is full or dead has its own remedies.
-            let _ = link.send(&[TxFrame::new(&pieces)]);
+        for link in self.links.iter().filter_map(|(_, link)| link.upgrade()) {
+            announce(&*link, mac);
         }
     }
+}
+
+/// Tells a network that `mac` is there now.
+pub fn announce(link: &dyn Link, mac: [u8; 6]) {
+    let frame = rarp(mac);
+    let pieces = [TxBuf::new(&frame)];
+    // Who asks for it asks several times, or the guest's own frames say it too; a link that is dead has its own remedies.
+    let _ = link.send(&[TxFrame::new(&pieces)]);
 }
 
 /// A broadcast by which switches learn where `mac` is now: a reverse ARP request for itself (RFC 903), as long as Ethernet

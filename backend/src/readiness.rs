@@ -24,6 +24,11 @@ impl Readiness {
         Ok(Self(fd.map(take).transpose()?.map(File::from)))
     }
 
+    /// Another process tells it: nobody here has it open any more.
+    pub fn leave(&mut self) {
+        self.0 = None;
+    }
+
     /// All is up.
     pub fn tell_ready(&mut self) {
         self.tell("READY\n");

@@ -47,6 +47,8 @@ enum Command {
     Connect(UnixStream),
     Disconnect(SyncSender<()>),
     SetLink(usize, Arc<dyn Link>),
+    HandOver(usize, usize, Arc<dyn Link>, SyncSender<()>),
+    Unplug(usize, SyncSender<()>),
 }
 
 /// Handle of a relay's thread. Dropping it ends the thread.
@@ -85,9 +87,19 @@ impl Relay {
         let _ = self.thread.ask(Command::Disconnect);
     }
 
-    /// Plugs a link in as number `index`, in place of one that was there.
-    pub fn set_link(&self, index: usize, link: Arc<dyn Link>) {
-        self.thread.tell(Command::SetLink(index, link));
+    /// Plugs a link in as this number, in place of one that had it.
+    pub fn set_link(&self, number: usize, link: Arc<dyn Link>) {
+        self.thread.tell(Command::SetLink(number, link));
+    }
+
+    /// Plugs a link in that takes the place of `old`, as a worker of a virtio NIC does.
+    pub fn hand_over(&self, old: usize, number: usize, link: &Arc<dyn Link>) {
+        let _ = self.thread.ask(|reply| Command::HandOver(old, number, link.clone(), reply));
+    }
+
+    /// Forgets a link; the thread has let go of it when this returns.
+    pub fn unplug(&self, number: usize) {
+        let _ = self.thread.ask(|reply| Command::Unplug(number, reply));
     }
 }
 
@@ -185,14 +197,28 @@ impl State {
                     self.disconnect();
                     let _ = reply.send(());
                 }
-                Command::SetLink(index, link) => {
-                    if let Err(errno) = self.ports.plug(index, link) {
-                        log::warn!("{}: cannot watch link {index}: {errno}", self.name);
-                    }
+                Command::SetLink(number, link) => {
+                    let plugged = self.ports.plug(number, link);
+                    self.warn_of(number, plugged);
+                }
+                Command::HandOver(old, number, link, reply) => {
+                    let plugged = self.ports.hand_over(old, number, link);
+                    self.warn_of(number, plugged);
+                    let _ = reply.send(());
+                }
+                Command::Unplug(number, reply) => {
+                    self.ports.unplug(number);
+                    let _ = reply.send(());
                 }
             }
         }
         Ok(())
+    }
+
+    fn warn_of(&self, number: usize, plugged: rustix::io::Result<()>) {
+        if let Err(errno) = plugged {
+            log::warn!("{}: cannot watch link {number}: {errno}", self.name);
+        }
     }
 
     fn connect(&mut self, socket: UnixStream) {

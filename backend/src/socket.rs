@@ -1,13 +1,15 @@
 //! Listening and inherited sockets, left-overs of dead predecessors.
 
 use std::io::ErrorKind;
-use std::os::fd::{AsFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use rustix::net::AddressFamily;
+use rustix::fs::{Mode, fchmod};
+use rustix::io::Errno;
 use rustix::net::sockopt::{socket_acceptconn, socket_domain};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 
 use crate::cli::Door;
 use crate::sys::Inherited;
@@ -15,6 +17,8 @@ use crate::{Failure, Status};
 
 /// Longest path of a Unix socket, in bytes (`sun_path` less its terminator).
 const MAX_PATH: usize = 107;
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 128;
 
 /// Where front ends come from, open.
 #[derive(Debug)]
@@ -57,21 +61,25 @@ pub fn open(
     inherited: &mut Inherited,
 ) -> Result<(Entrance, Option<OwnName>), Failure> {
     match door {
-        Door::Path(path) => {
-            let (listener, name) = bind(path)?;
-            if let Some((uid, gid)) = owner {
-                // Never what a name in its place points to.
-                std::os::unix::fs::lchown(path, Some(uid), Some(gid)).map_err(|e| {
-                    failure(format!("cannot give socket {} to user {uid}, group {gid}: {e}", path.display()))
-                })?;
-            }
-            Ok((Entrance::Listener(listener), Some(name)))
-        }
+        Door::Path(path) => make(path, owner).map(|(entrance, name)| (entrance, Some(name))),
         Door::Fd(fd) => inherit(*fd, inherited).map(|entrance| (entrance, None)),
     }
 }
 
-fn bind(path: &Path) -> Result<(UnixListener, OwnName), Failure> {
+/// Listens on `path`; the socket belongs to `owner`, by user and group.
+pub fn make(path: &Path, owner: Option<(u32, u32)>) -> Result<(Entrance, OwnName), Failure> {
+    let (listener, name) = bind(path, None)?;
+    if let Some((uid, gid)) = owner {
+        // Never what a name in its place points to.
+        std::os::unix::fs::lchown(path, Some(uid), Some(gid)).map_err(|e| {
+            failure(format!("cannot give socket {} to user {uid}, group {gid}: {e}", path.display()))
+        })?;
+    }
+    Ok((Entrance::Listener(listener), name))
+}
+
+/// Listens on `path`, for those whom `mode` permits to connect; without one, for those whom the umask leaves.
+pub fn bind(path: &Path, mode: Option<Mode>) -> Result<(UnixListener, OwnName), Failure> {
     let shown = path.display();
     if path.as_os_str().len() > MAX_PATH {
         return Err(failure(format!(
@@ -79,23 +87,34 @@ fn bind(path: &Path) -> Result<(UnixListener, OwnName), Failure> {
         )));
     }
     remove_stale(path)?;
-    let listener = UnixListener::bind(path).map_err(|e| match e.kind() {
-        ErrorKind::NotFound => failure(format!("cannot make socket {shown}: its directory does not exist")),
-        ErrorKind::PermissionDenied => {
+    let listener = listen(path, mode).map_err(|errno| match errno {
+        Errno::NOENT => failure(format!("cannot make socket {shown}: its directory does not exist")),
+        Errno::ACCESS => {
             failure(format!("cannot make socket {shown}: its directory is not writable for you"))
         }
-        _ => failure(format!("cannot make socket {shown}: {e}")),
+        _ => failure(format!("cannot make socket {shown}: {errno}")),
     })?;
     let inode = inode(path).ok_or_else(|| failure(format!("socket {shown} vanished as it was made")))?;
     Ok((listener, OwnName { path: path.into(), inode }))
 }
 
+fn listen(path: &Path, mode: Option<Mode>) -> rustix::io::Result<UnixListener> {
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    if let Some(mode) = mode {
+        // Its file gets the mode of the socket at birth: there is no moment at which others may connect.
+        fchmod(&socket, mode)?;
+    }
+    rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok(socket.into())
+}
+
 /// A socket on which nobody listens any more is removed; anything else in the way is left alone and reported.
-fn remove_stale(path: &Path) -> Result<(), Failure> {
+pub fn remove_stale(path: &Path) -> Result<(), Failure> {
     let shown = path.display();
     let Ok(meta) = std::fs::symlink_metadata(path) else { return Ok(()) };
     if !meta.file_type().is_socket() {
-        return Err(failure(format!("{shown} exists and is not a socket; choose another --socket-path")));
+        return Err(failure(format!("{shown} exists and is not a socket; choose another path")));
     }
     match UnixStream::connect(path) {
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
@@ -104,9 +123,7 @@ fn remove_stale(path: &Path) -> Result<(), Failure> {
                 .map_err(|e| failure(format!("cannot remove stale socket {shown}: {e}")))
         }
         Err(error) => Err(failure(format!("socket {shown} exists and cannot be probed: {error}"))),
-        Ok(_) => {
-            Err(failure(format!("socket {shown} is in use by another process; choose another --socket-path")))
-        }
+        Ok(_) => Err(failure(format!("socket {shown} is in use by another process; choose another path"))),
     }
 }
 
@@ -122,6 +139,26 @@ fn inherit(fd: RawFd, inherited: &mut Inherited) -> Result<Entrance, Failure> {
     })
 }
 
+/// A socket that came over the control socket, if front ends can connect to it.
+pub fn listening(socket: OwnedFd) -> Result<Entrance, Failure> {
+    let is_unix = socket_domain(socket.as_fd()) == Ok(AddressFamily::UNIX);
+    match is_unix && socket_acceptconn(socket.as_fd()) == Ok(true) {
+        true => Ok(Entrance::Listener(socket.into())),
+        false => Err(failure("the descriptor that came with nic-add is no Unix socket that listens".into())),
+    }
+}
+
+/// Takes over a socket of a name that was given to it by whoever started us. Listening once more makes us the process that
+/// others see at its other end.
+pub fn inherit_listener(fd: RawFd, inherited: &mut Inherited) -> Result<UnixListener, Failure> {
+    let owned = inherited.take(fd).map_err(|e| failure(format!("--control-fd {fd}: {e}")))?;
+    let listens = socket_domain(owned.as_fd()) == Ok(AddressFamily::UNIX);
+    match listens && rustix::net::listen(&owned, BACKLOG).is_ok() {
+        true => Ok(owned.into()),
+        false => Err(failure(format!("--control-fd {fd}: not a Unix socket that can listen"))),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -131,25 +168,33 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
         drop(UnixListener::bind(&path).unwrap());
-        let (_listener, name) = bind(&path).unwrap();
-        assert!(bind(&path).unwrap_err().sentence.contains("in use"));
+        let (_listener, name) = bind(&path, None).unwrap();
+        assert!(bind(&path, None).unwrap_err().sentence.contains("in use"));
         drop(name);
         assert!(!path.exists());
         std::fs::write(&path, "precious").unwrap();
-        assert!(bind(&path).unwrap_err().sentence.contains("not a socket"));
+        assert!(bind(&path, None).unwrap_err().sentence.contains("not a socket"));
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
-        assert!(bind(&dir.path().join("no/s")).unwrap_err().sentence.contains("directory"));
-        assert!(bind(&dir.path().join("x".repeat(120))).unwrap_err().sentence.contains("107"));
+        assert!(bind(&dir.path().join("no/s"), None).unwrap_err().sentence.contains("directory"));
+        assert!(bind(&dir.path().join("x".repeat(120)), None).unwrap_err().sentence.contains("107"));
     }
 
     #[test]
     fn own_name_spares_a_successor() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
-        let (_listener, name) = bind(&path).unwrap();
+        let (_listener, name) = bind(&path, None).unwrap();
         std::fs::rename(&path, dir.path().join("old")).unwrap();
         let _other = UnixListener::bind(&path).unwrap();
         drop(name);
         assert!(path.exists());
+    }
+
+    #[test]
+    fn bind_gives_the_mode_that_was_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let (_listener, _name) = bind(&path, Some(Mode::from_raw_mode(0o600))).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
     }
 }

@@ -2,13 +2,15 @@
 //!
 //! Invariant I: a number on the command line is turned into an owned descriptor once, and before this process has opened
 //! any descriptor of its own that might have that number.
+//! Invariant II: until what was inherited is in use by the server, this process has one thread.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd};
+use rustix::process::Pid;
 
 /// The signals that end us in order.
 const ENDING: [libc::c_int; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
@@ -34,6 +36,15 @@ pub fn take_signals() -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Goes on as two processes: gives the number of the other one, or `None` in that.
+pub fn fork(_inherited: &Inherited) -> io::Result<Option<Pid>> {
+    // SAFETY: this process has one thread (II): nothing in the memory of the child waits for another one.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        child => Ok(Pid::from_raw(child)),
+    }
+}
+
 /// `pthread_*` functions return the error number itself.
 fn check(code: libc::c_int) -> io::Result<()> {
     if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(code)) }
@@ -47,7 +58,8 @@ impl Inherited {
     /// Takes over those of `numbers` that are open; they are not passed on to programs of ours.
     ///
     /// # Safety
-    /// To be called once, before this process has opened anything: then no descriptor above 2 is in use by it.
+    /// To be called once, before this process has opened anything: then no descriptor above 2 is in use by it. Whoever calls
+    /// it starts no thread before all has been handed to [`run`](crate::run).
     pub unsafe fn claim(numbers: &[RawFd]) -> Self {
         let mut claimed = BTreeMap::new();
         for fd in numbers.iter().copied().filter(|fd| *fd > 2) {
@@ -61,6 +73,31 @@ impl Inherited {
             }
         }
         Self(claimed)
+    }
+
+    /// Closes everything else that whoever started us had open, besides the standard ones.
+    ///
+    /// # Safety
+    /// As of [`claim`](Self::claim): nothing above 2 but what was claimed is in use by this process.
+    pub unsafe fn close_others(&self) {
+        let mut first: RawFd = 3;
+        for end in self.0.keys().copied().chain([RawFd::MAX]) {
+            if first < end {
+                // SAFETY: none of them is in use (the caller's promise). On a kernel without this call they stay open.
+                unsafe { libc::syscall(libc::SYS_close_range, first, end - 1, 0) };
+            }
+            first = end.saturating_add(1);
+        }
+    }
+
+    /// One more, under the number that it has.
+    pub fn add(&mut self, fd: OwnedFd) {
+        self.0.insert(fd.as_raw_fd(), fd);
+    }
+
+    /// One that was not handed out.
+    pub fn get(&self, fd: RawFd) -> Option<BorrowedFd<'_>> {
+        self.0.get(&fd).map(AsFd::as_fd)
     }
 
     /// Hands one out, once.

@@ -28,7 +28,7 @@ use crate::backlog::{self, Backlog};
 use crate::counters::Counters;
 use crate::features::Offloads;
 use crate::place::{Filler, Placed};
-use crate::queue::Queue;
+use crate::queue::{Level, Queue};
 
 /// How often buffers that came while we asked for kicks are looked at before the guest is left to kick: a guest that adds
 /// them one by one must not keep the deliverer.
@@ -138,6 +138,11 @@ impl Inlet {
     /// What the guest's driver takes undone; nothing without one.
     pub fn takes(&self) -> Offloads {
         self.lock().queue.as_ref().map(|queue| queue.accepted.rx).unwrap_or_default()
+    }
+
+    /// How full the queue's ring is.
+    pub(crate) fn level(&self) -> Level {
+        self.lock().queue.as_ref().map(Queue::level).unwrap_or_default()
     }
 
     /// Runs a queue from now on; there is none.

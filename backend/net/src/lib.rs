@@ -44,7 +44,7 @@ pub mod worker;
 pub use counters::Counters;
 pub use inlet::Inlet;
 pub use pace::{Next, Pace};
-pub use queue::Start;
+pub use queue::{Level, Start};
 pub use steer::Inlets;
 pub use tx::{Links as TxLinks, Round as TxRound, offer};
 pub use worker::{LinkLost, Side, Worker};

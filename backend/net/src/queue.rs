@@ -38,6 +38,17 @@ pub struct Queue {
     pub most_room: usize,
 }
 
+/// How full a ring is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Level {
+    /// Its descriptors; 0: it does not run.
+    pub size: u16,
+    /// The driver wants frames to pass.
+    pub enabled: bool,
+    /// What the driver made available and we have not used yet ([`Ring::waiting`]).
+    pub waiting: u16,
+}
+
 impl Queue {
     pub fn new(start: Start) -> Self {
         let Start { ring, kick, call, enabled, features } = start;
@@ -51,6 +62,11 @@ impl Queue {
             broken: false,
             most_room: 0,
         }
+    }
+
+    /// How full its ring is now.
+    pub fn level(&self) -> Level {
+        Level { size: self.ring.size(), enabled: self.enabled, waiting: self.ring.waiting() }
     }
 
     /// Takes chains into the window; a broken ring counts as an empty one. The guest can break it as often as it resets the

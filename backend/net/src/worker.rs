@@ -34,7 +34,7 @@ use crate::events::{Events, Wait};
 use crate::inlet::Inlet;
 use crate::pace::{Next, Pace, Rest};
 use crate::ports::Ports;
-use crate::queue::{Queue, Start};
+use crate::queue::{Level, Queue, Start};
 use crate::steer::Inlets;
 use crate::thread::{Commands, OwnerGone, Thread};
 use crate::{rx, tx};
@@ -57,6 +57,9 @@ enum Command {
     SetCall(Side, Option<OwnedFd>, SyncSender<()>),
     Enable(Side, bool, SyncSender<()>),
     SetLink(usize, Arc<dyn Link>),
+    HandOver(usize, usize, Arc<dyn Link>, SyncSender<()>),
+    Unplug(usize, SyncSender<()>),
+    Look(SyncSender<[Level; 2]>),
 }
 
 /// Handle of a worker thread. Dropping it ends the thread.
@@ -102,9 +105,25 @@ impl Worker {
         self.0.ask(|reply| Command::Enable(side, enabled, reply));
     }
 
-    /// Plugs a link in as number `index`, in place of one that was there.
-    pub fn set_link(&self, index: usize, link: Arc<dyn Link>) {
-        self.0.tell(Command::SetLink(index, link));
+    /// How full the rings are: the one into the guest, then the one out of it.
+    pub fn levels(&self) -> [Level; 2] {
+        self.0.ask(Command::Look).unwrap_or_default()
+    }
+
+    /// Plugs a link in as this number, in place of one that had it.
+    pub fn set_link(&self, number: usize, link: Arc<dyn Link>) {
+        self.0.tell(Command::SetLink(number, link));
+    }
+
+    /// Plugs a link in that takes the place of `old`: nothing is sent to that one any more when this returns, and what it
+    /// brings is received until it is unplugged.
+    pub fn hand_over(&self, old: usize, number: usize, link: &Arc<dyn Link>) {
+        self.0.ask(|reply| Command::HandOver(old, number, link.clone(), reply));
+    }
+
+    /// Forgets a link; this thread has let go of it when this returns.
+    pub fn unplug(&self, number: usize) {
+        self.0.ask(|reply| Command::Unplug(number, reply));
     }
 }
 
@@ -255,14 +274,34 @@ impl State {
                     self.change(side, |queue| queue.enabled = enabled);
                     let _ = reply.send(());
                 }
-                Command::SetLink(index, link) => {
-                    if let Err(errno) = self.ports.plug(index, link) {
-                        log::warn!("{}: cannot watch link {index}: {errno}", self.name);
-                    }
+                Command::SetLink(number, link) => {
+                    let plugged = self.ports.plug(number, link);
+                    self.warn_of(number, plugged);
+                }
+                Command::HandOver(old, number, link, reply) => {
+                    let plugged = self.ports.hand_over(old, number, link);
+                    self.warn_of(number, plugged);
+                    let _ = reply.send(());
+                }
+                Command::Unplug(number, reply) => {
+                    self.ports.unplug(number);
+                    let _ = reply.send(());
+                }
+                Command::Look(reply) => {
+                    let _ = reply.send([
+                        self.inlet().map(Inlet::level).unwrap_or_default(),
+                        self.tx.as_ref().map(Queue::level).unwrap_or_default(),
+                    ]);
                 }
             }
         }
         Ok(())
+    }
+
+    fn warn_of(&self, number: usize, plugged: rustix::io::Result<()>) {
+        if let Err(errno) = plugged {
+            log::warn!("{}: cannot watch link {number}: {errno}", self.name);
+        }
     }
 
     fn change(&mut self, side: Side, change: impl FnOnce(&mut Queue)) {

@@ -220,3 +220,31 @@ fn refusals_without_end_do_not_fill_the_log() {
     let lines = backend.stderr().lines().count();
     assert!((1..40).contains(&lines), "{lines} lines");
 }
+
+#[test]
+fn visits_without_end_do_not_fill_the_log() {
+    const VISITS: u32 = 3000;
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("n0");
+    let args = ["--socket-path", socket.to_str().unwrap(), "--link", "null://", "--log-level", "info"];
+    let mut backend = Backend::start(&args, &socket);
+    let mut stderr = backend.child.stderr.take().unwrap();
+    let log = std::thread::spawn(move || {
+        let mut text = String::new();
+        stderr.read_to_string(&mut text).map(|_| text)
+    });
+    let begin = Instant::now();
+    for _ in 0..VISITS {
+        let mut visit = UnixStream::connect(&socket).unwrap();
+        visit.write_all(&[0xff; 12]).unwrap();
+        // Until it is thrown out.
+        let _ = visit.read(&mut [0; 64]);
+    }
+    let seconds = begin.elapsed().as_secs();
+    assert_eq!(backend.terminate(), Some(0));
+    let text = log.join().unwrap().unwrap();
+    let lines = u64::try_from(text.lines().count()).unwrap();
+    // Two for each visit; one more in a second, and one that says how many were left out.
+    assert!((1000..=1010 + 2 * seconds).contains(&lines), "{lines} lines in {seconds} s");
+    assert!(text.contains("front end connected") && text.contains("front end disconnected"), "{text}");
+}

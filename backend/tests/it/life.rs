@@ -70,7 +70,7 @@ fn errors_name_the_word_and_have_their_status() {
     std::fs::write(path("file"), "precious").unwrap();
     let _switch = Switch::start(&dir.path().join("sw"));
     let (sock, sw, file, none) = (path("n0"), path("sw"), path("file"), path("none"));
-    let cases: [(&[&str], i32, &str); 8] = [
+    let cases: [(&[&str], i32, &str); 9] = [
         (&[], 2, "no NIC to serve"),
         (&["--socket-path", &sock, "--link", &none], 3, &none),
         (&["--socket-path", &sock, "--link", "gopher://x"], 3, "gopher"),
@@ -79,6 +79,7 @@ fn errors_name_the_word_and_have_their_status() {
         (&["--socket-path", &path("no/n0"), "--link", &sw], 4, "directory"),
         (&["--fd", "77", "--link", &sw], 4, "77"),
         (&["--fd", "4", "--link", &sw], 4, "--fd 4"),
+        (&["--control-fd", "4"], 4, "--control-fd 4"),
     ];
     for (args, status, word) in cases {
         let output = run(args);
@@ -166,6 +167,29 @@ fn listening_and_connected_sockets_are_inherited() {
     drop(frontend);
     let status = wait_for("its end with the connection", || backend.child.try_wait().unwrap());
     assert_eq!(status.code(), Some(0));
+}
+
+#[test]
+fn control_socket_is_inherited_and_then_ours() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("control");
+    let listener = UnixListener::bind(&path).unwrap();
+    let peer = |socket: &UnixStream| rustix::net::sockopt::socket_peercred(socket).unwrap().pid;
+    let before = UnixStream::connect(&path).unwrap();
+    assert_eq!(peer(&before), rustix::process::getpid());
+    let listener: OwnedFd = listener.into();
+    let child = Backend::command().args(["--control-fd", &pass(&listener)]).spawn().unwrap();
+    let mut backend = Backend { child };
+    wait_for("the greeting", || {
+        let socket = UnixStream::connect(&path).ok()?;
+        (peer(&socket) == rustix::process::Pid::from_child(&backend.child)).then_some(())
+    });
+    // Who came before it is served, too.
+    let mut greeting = [0; 7];
+    (&before).read_exact(&mut greeting).unwrap();
+    assert_eq!(&greeting, b"{\"QMP\":");
+    assert_eq!(backend.terminate(), Some(0));
+    assert!(path.exists(), "whoever made it removes it");
 }
 
 #[test]

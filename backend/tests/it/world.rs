@@ -23,6 +23,12 @@ pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     }
 }
 
+/// A process that connects to a socket and stays until it is killed.
+pub fn process(socket: impl AsRef<Path>) -> Child {
+    let script = "import socket, sys, time\ns = socket.socket(socket.AF_UNIX)\ns.connect(sys.argv[1])\ntime.sleep(600)";
+    Command::new("python3").args(["-c", script]).arg(socket.as_ref()).stdin(Stdio::null()).spawn().unwrap()
+}
+
 /// A running `vde_switch`; ends with the value.
 pub struct Switch {
     pub path: PathBuf,

@@ -88,6 +88,11 @@ impl Connection {
         Ok(())
     }
 
+    /// The feature bits that the driver acknowledged; 0 before it did.
+    pub fn features(&self) -> u64 {
+        self.session.features()
+    }
+
     /// Stops every ring that runs.
     pub fn close(mut self, device: &mut dyn Device) {
         self.session.stop_all(device);

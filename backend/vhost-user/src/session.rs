@@ -96,6 +96,11 @@ impl Session {
         }
     }
 
+    /// What the driver acknowledged, without what the front end said for itself.
+    pub fn features(&self) -> u64 {
+        self.features & !log_all()
+    }
+
     /// Carries out one request and returns the body of the reply, if it gets one.
     pub fn handle(&mut self, device: &mut dyn Device, message: Message) -> Result<Answer, Error> {
         let (request, need_reply) = (message.request, message.need_reply);

@@ -112,6 +112,25 @@ impl Packed {
         self.used.base()
     }
 
+    pub fn size(&self) -> u16 {
+        self.raw.size()
+    }
+
+    /// A driver makes slots available one after the other, so the first one that is not is found by halving: a ring of
+    /// 32768 takes 15 looks. For a driver that does otherwise the answer is any number up to the ring's size.
+    pub fn waiting(&self) -> u16 {
+        let (mut below, mut above) = (0, self.raw.size());
+        while below < above {
+            let middle = below + (above - below) / 2;
+            let at = self.used.forward(middle, self.raw.size());
+            match at.is_available(self.raw.flags(at.slot)) {
+                true => below = middle + 1,
+                false => above = middle,
+            }
+        }
+        below
+    }
+
     pub fn fill(&mut self, max: usize, window: &mut Window) -> Result<(), Broken> {
         while window.len() < max {
             // Every slot is in the window: what lies in the next is a chain that is there already.

@@ -154,6 +154,25 @@ impl Ring {
         }
     }
 
+    /// Number of descriptors.
+    pub fn size(&self) -> u16 {
+        match &self.kind {
+            Kind::Split(split) => split.size(),
+            Kind::Packed(packed) => packed.size(),
+        }
+    }
+
+    /// Entries of the ring that the driver made available and that were not used yet, those in the window among them:
+    /// chains of a split ring, descriptors of a packed one. At most the ring's size, whatever the driver wrote; 0 of a
+    /// ring that is broken.
+    pub fn waiting(&self) -> u16 {
+        match &self.kind {
+            _ if self.broken => 0,
+            Kind::Split(split) => split.waiting(&self.window),
+            Kind::Packed(packed) => packed.waiting(),
+        }
+    }
+
     /// Takes available chains until the window holds `max` of them; returns how many it holds. Chains that break the
     /// rules are among them, with length 0.
     pub fn fill(&mut self, max: usize) -> Result<usize, Broken> {

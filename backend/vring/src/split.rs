@@ -49,6 +49,14 @@ impl Split {
         self.next_avail.wrapping_sub(window.len() as u16)
     }
 
+    pub fn size(&self) -> u16 {
+        self.raw.size()
+    }
+
+    pub fn waiting(&self, window: &Window) -> u16 {
+        self.raw.avail_idx().wrapping_sub(self.next_avail(window)).min(self.raw.size())
+    }
+
     pub fn fill(&mut self, max: usize, window: &mut Window) -> Result<(), Broken> {
         while window.len() < max {
             if self.next_avail == self.avail && !self.refresh(window)? {

@@ -309,3 +309,19 @@ proptest! {
         prop_assert_eq!(count(&inlet, "rx_frames"), got.len() as u64);
     }
 }
+
+#[test]
+fn level_tells_what_the_guest_offers() {
+    let mut guest = Guest::new();
+    let inlet = Inlet::new("test".into());
+    assert_eq!(inlet.level(), Level::default());
+    inlet.start(Queue::new(guest.start(MERGEABLE, 0)));
+    guest.post(5, 2000);
+    assert_eq!(inlet.level(), Level { size: 256, enabled: true, waiting: 5 });
+    // One of the five is used, the others are in the window.
+    deliver(&inlet, Header::NONE, &plain(1, 100));
+    inlet.change(|queue| queue.enabled = false);
+    assert_eq!(inlet.level(), Level { size: 256, enabled: false, waiting: 4 });
+    inlet.stop();
+    assert_eq!(inlet.level(), Level::default());
+}

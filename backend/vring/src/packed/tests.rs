@@ -370,6 +370,7 @@ proptest! {
                     ring = Ring::new(driver.memory(), &at, Direction::Rx).unwrap();
                 }
             }
+            prop_assert_eq!(ring.waiting(), SIZE - driver.free());
         }
         prop_assert_eq!(ring.take_bad_chains(), 0);
         prop_assert_eq!(ring.fill(100).unwrap(), waiting.len());
@@ -390,6 +391,7 @@ proptest! {
                 ring.complete(index, 0);
             }
             ring.publish(count);
+            prop_assert!(ring.waiting() <= ring.size());
             ring.wants_call();
         }
     }

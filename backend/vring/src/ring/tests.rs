@@ -227,8 +227,10 @@ fn runaway_available_index_breaks_the_ring_once() {
     let driver = Driver::new();
     let mut ring = driver.ring(Direction::Tx, false);
     driver.write(AVAIL + 2, &(SIZE + 1).to_le_bytes());
+    assert_eq!(ring.waiting(), SIZE);
     assert_eq!(ring.fill(1), Err(Broken { at: SIZE + 1 }));
     assert_eq!(ring.fill(1), Ok(0), "told once");
+    assert_eq!(ring.waiting(), 0);
     assert!(!ring.enable_kicks(), "and never again a reason to stay awake");
 }
 
@@ -378,6 +380,7 @@ proptest! {
                 }
                 _ => ring = Ring::new(driver.memory(), &at(ring.next_avail()), Direction::Rx).unwrap(),
             }
+            prop_assert_eq!(usize::from(ring.waiting()), expected.len());
         }
     }
 
@@ -397,6 +400,7 @@ proptest! {
                 ring.complete(index, 0);
             }
             ring.publish(count);
+            prop_assert!(ring.waiting() <= ring.size());
             ring.wants_call();
         }
     }
