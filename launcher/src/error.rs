@@ -227,26 +227,9 @@ pub enum Error {
         /// Its sentence.
         sentence: String,
     },
-    /// The private directory could not be made.
-    #[error("private directory {path} cannot be made: {source}; {remedy}")]
-    PrivateDir {
-        /// The directory.
-        path: PathBuf,
-        /// What to do.
-        remedy: &'static str,
-        /// The system's reason.
-        source: io::Error,
-    },
-    /// The private directory belongs to somebody else or is open to others.
-    #[error("{path} {problem}; {remedy}")]
-    PrivateDirUnsafe {
-        /// The directory.
-        path: PathBuf,
-        /// What is wrong with it.
-        problem: &'static str,
-        /// What to do.
-        remedy: &'static str,
-    },
+    /// The private directory could not be made, or belongs to somebody else.
+    #[error(transparent)]
+    PrivateDir(#[from] registry::Error),
     /// A socket name that does not fit into a socket address.
     #[error("socket path {0} is longer than 107 bytes; set XDG_RUNTIME_DIR to a shorter directory")]
     SocketPath(PathBuf),
@@ -292,8 +275,7 @@ impl Error {
             | Self::BackEndDied(_)
             | Self::Interrupted
             | Self::BackEndSilent { .. }
-            | Self::PrivateDir { .. }
-            | Self::PrivateDirUnsafe { .. }
+            | Self::PrivateDir(_)
             | Self::SocketPath(_)
             | Self::System { .. } => E::BackEnd,
         }

@@ -28,6 +28,7 @@ pub mod machine;
 pub mod memory;
 pub mod model;
 pub mod modern;
+pub mod monitor;
 pub mod netdev;
 pub mod nic_option;
 pub mod plan;

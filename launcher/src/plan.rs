@@ -7,6 +7,7 @@ use serde::{Serialize, Serializer};
 
 use crate::memory::Memory;
 use crate::model::Protocol;
+use crate::monitor::Monitor;
 use crate::props::double;
 use crate::settings::Settings;
 
@@ -24,6 +25,10 @@ pub struct Plan {
     pub arguments: Vec<OsString>,
     /// Its version, if it had to be known.
     pub qemu_version: Option<String>,
+    /// What the VM is called.
+    pub name: Option<String>,
+    /// Its monitor for `vdectl`, if it has a NIC of ours and can have one.
+    pub monitor: Option<Monitor>,
     /// The back end, if the VM has a NIC of ours.
     pub back_end: Option<BackEnd>,
     /// What became of guest memory.
@@ -37,6 +42,8 @@ pub struct Plan {
 pub struct BackEnd {
     /// Directory of its sockets, removed when the VM ends.
     pub private_dir: String,
+    /// Socket on which it takes commands, if its name is not too long.
+    pub control: Option<String>,
     /// User and group that QEMU will run as: they may connect to the sockets again.
     pub socket_owner: Option<(u32, u32)>,
     /// What it is told for all NICs.
@@ -88,12 +95,15 @@ impl BackEnd {
             "--description".into(),
             DESCRIPTION.into(),
         ];
+        if let Some(control) = &self.control {
+            words.extend(["--control".into(), control.clone()]);
+        }
         if let Some((uid, gid)) = self.socket_owner {
             words.extend(["--socket-owner".into(), format!("{uid}:{gid}")]);
         }
         words.extend(self.settings.arguments());
         for nic in &self.nics {
-            let mut value = format!("socket-path={}", double(&nic.socket));
+            let mut value = format!("socket-path={},id={}", double(&nic.socket), double(&nic.netdev));
             for link in &nic.links {
                 value.push_str(&format!(",link={}", double(link)));
             }
@@ -195,10 +205,11 @@ mod tests {
         let settings = Settings { poll_us: Some(50), ..Settings::default() };
         let socket_owner = Some((5, 6));
         let (nics, joins) = (vec![nic], Vec::new());
-        let back_end = BackEnd { private_dir: "/run/a,b".into(), socket_owner, settings, nics, joins };
-        let expected = "--private-dir|/run/a,b|--description|vdeqemu|--socket-owner|5:6|--poll-us|50|--nic";
+        let (private_dir, control) = ("/run/a,b".into(), Some("/run/a,b/c".into()));
+        let back_end = BackEnd { private_dir, control, socket_owner, settings, nics, joins };
+        let expected = "--private-dir|/run/a,b|--description|vdeqemu|--control|/run/a,b/c|--socket-owner|5:6|--poll-us|50|--nic";
         let arguments = back_end.arguments();
-        assert_eq!(arguments[..9].join("|"), expected);
-        assert_eq!(arguments[9], "socket-path=/run/a,,b/0.sock,link=/tmp/x,,y,link=");
+        assert_eq!(arguments[..11].join("|"), expected);
+        assert_eq!(arguments[11], "socket-path=/run/a,,b/0.sock,id=vdeq0n,link=/tmp/x,,y,link=");
     }
 }

@@ -16,6 +16,7 @@ use crate::machine::{Machine, Told};
 use crate::memory;
 use crate::model::Protocol;
 use crate::modern::Modern;
+use crate::monitor::{self, Monitor};
 use crate::plan::{BackEnd, Plan};
 use crate::segments::Segments;
 use crate::sock_list;
@@ -33,6 +34,8 @@ pub struct Facts {
     pub private_dir: String,
     /// User and group that QEMU will run as, if it shall become somebody else.
     pub run_as: Option<(u32, u32)>,
+    /// Whether nobody else may write what QEMU makes.
+    pub umask_is_strict: bool,
 }
 
 /// A command line that was read and understood.
@@ -127,9 +130,14 @@ impl Rewrite {
         }
         if !nics.is_empty() {
             plan.qemu_version = Some(facts.version.to_string());
+            plan.name = monitor::name(&self.tokens);
+            plan.monitor = Monitor::new(facts, &self.prefix);
+            plan.monitor.iter().for_each(|monitor| edits.append(monitor.words()));
             let private_dir = facts.private_dir.clone();
+            let control = Some(format!("{private_dir}/{}", registry::CONTROL))
+                .filter(|path| path.len() <= registry::LONGEST_SOCKET);
             let (socket_owner, settings) = (facts.run_as, self.request.settings.clone());
-            plan.back_end = Some(BackEnd { private_dir, socket_owner, settings, nics, joins });
+            plan.back_end = Some(BackEnd { private_dir, control, socket_owner, settings, nics, joins });
         }
         plan.arguments = edits.apply(&self.tokens);
         plan.notices = edits.notices;
@@ -140,9 +148,11 @@ impl Rewrite {
 /// A beginning of ids that no word of the user contains.
 fn unused_prefix(args: &[OsString]) -> String {
     let mut prefix = String::from("vdeq");
-    let has_digit = |rest: &str| rest.starts_with(|c: char| c.is_ascii_digit());
+    let goes_on = |rest: &str| {
+        rest.starts_with(|c: char| c.is_ascii_digit()) || monitor::IDS.iter().any(|id| rest.starts_with(id))
+    };
     let taken =
-        |prefix: &str| args.iter().any(|word| word.to_string_lossy().split(prefix).skip(1).any(has_digit));
+        |prefix: &str| args.iter().any(|word| word.to_string_lossy().split(prefix).skip(1).any(goes_on));
     while taken(&prefix) {
         prefix.push('x');
     }

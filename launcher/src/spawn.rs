@@ -12,7 +12,6 @@ mod cache;
 mod config_file;
 mod default_switch;
 mod memory_file;
-mod private_dir;
 mod probe;
 mod program;
 mod space;
@@ -23,25 +22,29 @@ use std::ffi::{OsStr, OsString};
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
-use std::process::Command as Process;
+use std::path::PathBuf;
+use std::process::Command;
 
 use crate::argv::scan;
-use crate::cli::{self, Command, Request, USAGE};
+use crate::cli::{self, Request, USAGE};
 use crate::error::Error;
-use crate::plan::Plan;
+use crate::plan::{BackEnd, Plan};
 use crate::rewrite::{Facts, Rewrite};
 use crate::version::QemuVersion;
 use memory_file::MemoryFiles;
-use private_dir::PrivateDir;
 use program::Program;
+use registry::{Directory, LONGEST_SOCKET, MONITOR_CONFIG, Maker, Process, Record};
 use sys::HeldSignals;
+
+/// What `--vde-print-plan` shows in the place of the private directory.
+const STAND_IN: &str = "/run/vdeq/PID";
 
 /// Runs the wrapper; returns the exit status if it does not become QEMU.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
     let outcome = cli::parse(args).and_then(|command| match command {
-        Command::Help { program } => help(program),
-        Command::Version => print(concat!("vdeq ", env!("CARGO_PKG_VERSION"), "\n")),
-        Command::Run(request) => start(request),
+        cli::Command::Help { program } => help(program),
+        cli::Command::Version => print(concat!("vdeq ", env!("CARGO_PKG_VERSION"), "\n")),
+        cli::Command::Run(request) => start(request),
     });
     match outcome {
         Ok(()) => 0,
@@ -92,6 +95,7 @@ fn start(mut request: Request) -> Result<(), Error> {
             kvm_usable: false,
             private_dir: String::new(),
             run_as: None,
+            umask_is_strict: true,
         };
         let plan = rewrite.plan(program.path.as_os_str(), &facts)?;
         return match request.print_plan {
@@ -115,14 +119,15 @@ fn start(mut request: Request) -> Result<(), Error> {
     let mut facts = Facts {
         version,
         kvm_usable: sys::kvm_usable(),
-        private_dir: private_dir::STAND_IN.into(),
+        private_dir: STAND_IN.into(),
         run_as: user::of(&scan(&request.args))?,
+        umask_is_strict: user::umask_is_strict(),
     };
     if request.print_plan {
         return print_plan(&rewrite.plan(program.path.as_os_str(), &facts)?);
     }
-    let private_dir = PrivateDir::choose()?;
-    facts.private_dir.clone_from(&private_dir.path);
+    let private_dir = Directory::choose()?;
+    facts.private_dir = private_dir.path().into();
     let plan = rewrite.plan(program.path.as_os_str(), &facts)?;
     let own_files = plan.memory.as_ref().map(|memory| memory.own_files.as_slice()).unwrap_or_default();
     let memory_files = MemoryFiles::lock(own_files)?;
@@ -138,7 +143,7 @@ fn print_plan(plan: &Plan) -> Result<(), Error> {
 }
 
 /// Checks what only the machine can tell, then starts the back end; gives the lifeline.
-fn serve(plan: &Plan, asked: Option<&OsStr>, private_dir: PrivateDir) -> Result<Option<OwnedFd>, Error> {
+fn serve(plan: &Plan, asked: Option<&OsStr>, private_dir: Directory) -> Result<Option<OwnedFd>, Error> {
     let Some(back_end) = &plan.back_end else { return Ok(None) };
     if let Some(memory) = &plan.memory {
         space::check(&memory.places)?;
@@ -150,7 +155,11 @@ fn serve(plan: &Plan, asked: Option<&OsStr>, private_dir: PrivateDir) -> Result<
     // Dropped last: who is ended while the back end starts leaves nothing behind either.
     let signals =
         HeldSignals::new().map_err(|source| Error::System { what: "cannot hold signals back", source })?;
-    let private_dir = private_dir.create(&back_end.nics, back_end.socket_owner.is_some())?;
+    if let Some(nic) = back_end.nics.iter().find(|nic| nic.socket.len() > LONGEST_SOCKET) {
+        return Err(Error::SocketPath((&nic.socket).into()));
+    }
+    let private_dir = private_dir.create(back_end.socket_owner.is_some())?;
+    introduce(plan, back_end, &private_dir)?;
     // QEMU closes its standard descriptors when it goes to the background, so that callers who read
     // them to the end go on; a back end that kept them would hold such callers until the VM ends.
     let quiet = scan(&plan.arguments).iter().any(|token| token.is("daemonize"));
@@ -160,12 +169,30 @@ fn serve(plan: &Plan, asked: Option<&OsStr>, private_dir: PrivateDir) -> Result<
     Ok(Some(lifeline))
 }
 
+/// Says in the private directory who the VM is, and what gives it a monitor there.
+fn introduce(plan: &Plan, back_end: &BackEnd, private_dir: &Directory) -> Result<(), Error> {
+    if let Some(monitor) = &plan.monitor {
+        private_dir.write(MONITOR_CONFIG, &monitor.file())?;
+    }
+    let record = Record {
+        name: plan.name.clone(),
+        program: plan.program.to_string_lossy().into_owned(),
+        process: Process::own(),
+        qmp: plan.monitor.as_ref().map(|monitor| format!("unix:{}", monitor.socket)),
+        control: back_end.control.as_ref().map(PathBuf::from),
+        nics: Vec::new(),
+        made_by: Maker::Vdeq,
+        since: Record::now(),
+    };
+    Ok(private_dir.record(&record)?)
+}
+
 /// Becomes QEMU; returns only if that fails. The lifeline is passed on; SIGPIPE and the signal mask
 /// are set back to their defaults by the standard library's `exec`.
 fn become_qemu(program: &Program, args: &[OsString], lifeline: Option<OwnedFd>) -> Result<(), Error> {
     if let Some(lifeline) = &lifeline {
         sys::keep_through_exec(lifeline)?;
     }
-    let source = Process::new(&program.path).arg0(&program.argv0).args(args).exec();
+    let source = Command::new(&program.path).arg0(&program.argv0).args(args).exec();
     Err(program::exec_error(&program.path, source))
 }

@@ -3,6 +3,8 @@
 //! The NIC stays a `-net nic` where that is possible, because QEMU creates those with the machine:
 //! turned into `-device` it might land in another slot, and the guest would rename its interface.
 
+use serde_json::Value;
+
 use crate::argv::Token;
 use crate::legacy::Nic;
 use crate::machine::{Bus, Machine};
@@ -107,26 +109,26 @@ impl Wiring<'_> {
         let placed = nic.addr.is_some() || self.tokens.iter().any(has_slot);
         let device =
             model.device.as_deref().filter(|_| placed || queues > 1 || model.is_device_only(self.machine));
-        let id = double(id);
-        let mut text = match (device, &model.device) {
-            (Some(device), _) => format!("{},netdev={id}", double(device)),
-            (None, Some(device)) => format!("nic,netdev={id},model={}", double(device)),
-            (None, None) => format!("nic,netdev={id}"),
-        };
         let vectors = nic.vectors.as_deref().or(self.crashes_with_vectors(model).then_some("0"));
-        let rest = [
-            (if device.is_some() { "mac" } else { "macaddr" }, nic.macaddr.as_deref()),
-            ("vectors", vectors.filter(|_| model.has_vectors())),
-            ("mq", (queues > 1).then_some("on")),
-            ("addr", nic.addr.as_deref()),
-            ("id", nic.id.as_deref()),
-        ];
-        for (key, value) in rest {
-            if let Some(value) = value {
-                text.push_str(&format!(",{key}={}", double(value)));
+        let number = |text: &str| text.parse::<u32>().map_or_else(|_| text.into(), Value::from);
+        let mut pairs = match (device, &model.device) {
+            (Some(device), _) => vec![("driver", device.into()), ("netdev", id.into())],
+            (None, Some(device)) => {
+                vec![("type", "nic".into()), ("netdev", id.into()), ("model", device.as_str().into())]
             }
-        }
-        [if device.is_some() { "-device" } else { "-net" }.to_owned(), text]
+            (None, None) => vec![("type", "nic".into()), ("netdev", id.into())],
+        };
+        let rest: [(&str, Option<Value>); 5] = [
+            (if device.is_some() { "mac" } else { "macaddr" }, nic.macaddr.as_deref().map(Value::from)),
+            ("vectors", vectors.filter(|_| model.has_vectors()).map(number)),
+            ("mq", (queues > 1).then_some(Value::from(true))),
+            ("addr", nic.addr.as_deref().map(Value::from)),
+            ("id", nic.id.as_deref().map(Value::from)),
+        ];
+        pairs.extend(rest.into_iter().filter_map(|(key, value)| Some((key, value?))));
+        // QEMU creates devices that are written in JSON, as libvirt writes them, behind all others.
+        let json = device.is_some() && self.tokens.iter().any(|token| has_slot(token) && is_json(token));
+        [if device.is_some() { "-device" } else { "-net" }.to_owned(), properties::write(&pairs, json)]
     }
 
     /// The id of a hubport.
@@ -169,6 +171,11 @@ impl Wiring<'_> {
         };
         format!("{} is not virtio, its frames pass one by one{hint}", model.name())
     }
+}
+
+/// Whether its value is written in JSON.
+fn is_json(token: &Token) -> bool {
+    token.text().is_some_and(|text| text.starts_with('{'))
 }
 
 /// Whether this is a device in a slot chosen by the user.

@@ -68,6 +68,7 @@ fn exec_with_a_nic_keeps_pid_and_passes_the_words() {
     let text = stdout(&output);
     let lines: Vec<&str> = text.lines().collect();
     let socket = format!("socket,id=vdeq0c,path={}/0.sock,reconnect-ms=1000", private_dir(pid));
+    let monitor = format!("{}/monitor.conf", private_dir(pid));
     let expected = [
         &pid.to_string(),
         "-m",
@@ -84,6 +85,8 @@ fn exec_with_a_nic_keeps_pid_and_passes_the_words() {
         "memory-backend-memfd,id=pc.ram,size=67108864,share=on,x-use-canonical-path-for-ramblock-id=off",
         "-machine",
         "memory-backend=pc.ram",
+        "-readconfig",
+        &monitor,
     ];
     assert_eq!(lines, expected);
     gone(pid);
@@ -192,7 +195,7 @@ fn a_killed_qemu_takes_its_back_end_along() {
     command.arg("qemu-system-x86_64").args(NIC).args(vde(&switch)).env("FQ_DO", "exec sleep 60");
     let mut child = spawn(&mut command);
     until("QEMU runs", || rig.qemu_ran());
-    assert_eq!(processes_with(&private_dir(child.id())).len(), 1);
+    assert_eq!(processes_with(&private_dir(child.id())).len(), 2, "a supervisor and its worker");
     let children = format!("/proc/{0}/task/{0}/children", child.id());
     assert_eq!(fs::read_to_string(children).expect("children"), "", "QEMU has a child that it knows not");
     child.kill().expect("kill");

@@ -30,7 +30,13 @@ fn member() -> impl Strategy<Value = &'static str> {
 
 fn plan(args: Vec<OsString>, sock: Option<Vec<String>>, version: QemuVersion) -> Option<Plan> {
     let request = Request { program: "qemu-system-x86_64".into(), args, sock, ..Request::default() };
-    let facts = Facts { version, kvm_usable: false, private_dir: "/run/vdeq/1".into(), run_as: None };
+    let facts = Facts {
+        version,
+        kvm_usable: false,
+        private_dir: "/run/vdeq/1".into(),
+        run_as: None,
+        umask_is_strict: true,
+    };
     let rewrite = Rewrite::read("qemu-system-x86_64", &request).expect("a good line");
     // What an old QEMU cannot connect is refused.
     rewrite.plan(&request.program, &facts).ok()

@@ -12,8 +12,8 @@ use std::process::{Command, Stdio};
 
 use qmp::{Address, Client};
 use rig::{
-    Daemon, LIMIT, Rig, Running, finish_child, gone, private_dir, processes_with, spawn, stderr, stdout,
-    until,
+    Daemon, LIMIT, Rig, Running, finish_child, gone, kill_back_end, private_dir, processes_with, spawn,
+    stderr, stdout, until,
 };
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
@@ -164,12 +164,14 @@ fn q_19_another_user_connects_again() {
         let line = std::fs::read(format!("/proc/{back_end}/cmdline")).expect("command line");
         let words: Vec<String> =
             line.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect();
-        kill(back_end, Signal::KILL);
+        kill_back_end(&dir);
         until("QEMU has lost it", || !is_connected(&mut monitor));
 
         // The same again, but for the descriptors, which are numbers two and four; the last word is empty.
-        let [program, ready, _, lifeline, _, words @ .., end] = words.as_slice() else { panic!("{words:?}") };
-        assert_eq!([ready, lifeline, end], ["--ready-fd", "--lifeline-fd", ""]);
+        let [program, ready, _, lifeline, _, supervise, words @ .., end] = words.as_slice() else {
+            panic!("{words:?}")
+        };
+        assert_eq!([ready, lifeline, supervise, end], ["--ready-fd", "--lifeline-fd", "--supervise", ""]);
         let mut again = spawn(Command::new(program).args(words).stdin(Stdio::null()));
         until("QEMU has found it", || is_connected(&mut monitor));
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("status");

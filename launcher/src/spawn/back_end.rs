@@ -3,7 +3,8 @@
 //! Two pipes connect us: on the first the back end reports `READY`, or `ERROR STATUS SENTENCE`; the
 //! second is the lifeline. Its writing end is ours and later QEMU's, nobody ever writes to it, and
 //! when it closes the VM is gone, however it ended: a daemonized QEMU keeps it too, while a pidfd would
-//! report the death of the process that we became.
+//! report the death of the process that we became. It looks after itself: a worker of its that is killed
+//! has a successor, which QEMU connects to again.
 
 use std::env;
 use std::ffi::OsStr;
@@ -64,6 +65,7 @@ pub fn start(program: &Path, args: &[String], quiet: bool, signals: &HeldSignals
         .arg(ready_writer.as_raw_fd().to_string())
         .arg("--lifeline-fd")
         .arg(lifeline_reader.as_raw_fd().to_string())
+        .arg("--supervise")
         .args(args)
         .stdin(Stdio::null())
         .stdout(Stdio::null());

@@ -2,6 +2,9 @@
 //!
 //! It connects to its sockets before that, but if a connection breaks it does so again as that user.
 
+use rustix::fs::Mode;
+use rustix::process::umask;
+
 use crate::argv::Token;
 use crate::error::Error;
 use crate::props::Props;
@@ -23,6 +26,14 @@ pub fn of(tokens: &[Token]) -> Result<Option<(u32, u32)>, Error> {
         Some(ids) => Ok(Some(ids)),
         None => Err(Error::UnknownUser(user)),
     }
+}
+
+/// Whether what this process and QEMU make can be written by nobody else.
+pub fn umask_is_strict() -> bool {
+    // It can only be read by setting it.
+    let mask = umask(Mode::empty());
+    umask(mask);
+    mask.contains(Mode::WGRP | Mode::WOTH)
 }
 
 #[cfg(test)]

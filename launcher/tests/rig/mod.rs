@@ -20,7 +20,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
 
 /// More than anything here takes on a loaded machine.
 pub const LIMIT: Duration = Duration::from_secs(20);
@@ -262,6 +262,18 @@ pub fn processes_with(word: &str) -> Vec<u32> {
         line.split(|byte| *byte == 0).any(|argument| argument == word.as_bytes())
     };
     pids.filter(has).collect()
+}
+
+/// Kills the back end with this directory, the supervisor and its worker.
+pub fn kill_back_end(dir: &str) {
+    until("the back end has ended", || {
+        let processes = processes_with(dir);
+        for pid in processes.iter().filter_map(|pid| Pid::from_raw(i32::try_from(*pid).ok()?)) {
+            // One has perhaps ended with the other.
+            kill_process(pid, Signal::KILL).ok();
+        }
+        processes.is_empty()
+    });
 }
 
 /// The private directory of the VM that `pid` became.
