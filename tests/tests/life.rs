@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use qmp::{Address, Client};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use vde_tests::process::{Owned, wait_until};
-use vde_tests::{Guest, Machine, Port, Qemu, Station, Switch, places};
+use vde_tests::{BackEnd, Guest, Machine, Port, Qemu, Station, Switch, places};
 
 const LIMIT: Duration = Duration::from_secs(30);
 /// Enough that a descriptor, port or file lost now and then adds up. Their firmware drives the NIC; `tests/pair.rs` and others
@@ -32,34 +32,14 @@ fn vdeq(switch: &Switch, more: &[&str]) -> Result<Command> {
     Ok(command)
 }
 
-/// The back end of the machine that became process `pid`.
-fn back_end(pid: u32) -> Result<(u32, PathBuf)> {
-    let dir = private_dir(pid);
-    let word = dir.to_str().context("a plain path")?.as_bytes().to_vec();
-    wait_until("the back end", LIMIT, || {
-        let all = std::fs::read_dir("/proc")?.flatten();
-        let of = |entry: &std::fs::DirEntry| entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok());
-        for number in all.filter_map(|entry| of(&entry)) {
-            let line = std::fs::read(format!("/proc/{number}/cmdline")).unwrap_or_default();
-            let mut words = line.split(|byte| *byte == 0);
-            if words.next().is_some_and(|w| w.ends_with(b"vhost-user-vde")) && words.any(|w| w == word) {
-                return Ok(Some((number, dir.clone())));
-            }
-        }
-        Ok(None)
-    })
-}
-
 /// Where root's machines keep their sockets.
 fn private_dir(pid: u32) -> PathBuf {
     Path::new("/run/vdeq").join(pid.to_string())
 }
 
 /// Waits until back end, directory and port are gone.
-fn gone(switch: &Switch, back_end: &(u32, PathBuf)) -> Result<()> {
-    let (pid, dir) = back_end;
-    let proc = PathBuf::from(format!("/proc/{pid}"));
-    wait_until("the back end's end", LIMIT, || Ok((!proc.exists() && !dir.exists()).then_some(())))?;
+fn gone(switch: &Switch, back_end: &BackEnd) -> Result<()> {
+    back_end.wait_gone()?;
     switch.wait_ports("no machine on the switch", LIMIT, <[_]>::is_empty)?;
     let files = std::fs::read_dir(switch.path())?.count();
     ensure!(files == 1, "{files} files in the switch's directory instead of ctl alone");
@@ -88,8 +68,8 @@ fn q_16_q_17_poweroff_and_signals_are_qemus_own() {
     let guest = Guest::start("life-poweroff", &machine).unwrap();
     let name = std::fs::read_to_string(format!("/proc/{}/comm", guest.pid())).unwrap();
     assert!(name.starts_with("qemu-system"), "the process that was started is QEMU: {name}");
-    let parts = back_end(guest.pid()).unwrap();
-    let status = std::fs::read_to_string(format!("/proc/{}/status", parts.0)).unwrap();
+    let parts = BackEnd::of(guest.pid()).unwrap();
+    let status = std::fs::read_to_string(format!("/proc/{}/status", parts.supervisor)).unwrap();
     assert!(status.contains("PPid:\t1\n"), "init owns the back end, QEMU would not reap it");
     assert!(guest.power_off(LIMIT).unwrap().success());
     gone(&switch, &parts).unwrap();
@@ -97,7 +77,7 @@ fn q_16_q_17_poweroff_and_signals_are_qemus_own() {
         let child = vdeq(&switch, &["-monitor", "none"]).unwrap().spawn().unwrap();
         let mut machine = Owned::new(child, "QEMU");
         wait_frame(&switch, &machine).unwrap();
-        let parts = back_end(machine.pid()).unwrap();
+        let parts = BackEnd::of(machine.pid()).unwrap();
         machine.signal(signal).unwrap();
         assert_eq!(machine.wait(LIMIT).unwrap().success(), success, "{signal:?}");
         gone(&switch, &parts).unwrap();
@@ -126,7 +106,7 @@ fn q_18_daemonized_machine_keeps_its_network_until_it_ends() {
     let started = child.id();
     let daemon = Daemon(pidfile);
     assert!(child.wait().unwrap().success(), "vdeq returns 0 when QEMU has detached itself");
-    let parts = back_end(started).unwrap();
+    let parts = BackEnd::of(started).unwrap();
     let sends = |ports: &[Port]| ports.iter().any(|port| port.received.0 > 0);
     switch.wait_ports("the daemon's frames", LIMIT, sends).unwrap();
     drop(daemon);
@@ -186,11 +166,12 @@ fn idle_back_end_makes_no_system_call() {
     // What the guest's own IPv6 sends by itself is not idle.
     let quiet = "echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6";
     guest.run_ok(quiet, LIMIT).unwrap();
-    let (pid, _) = back_end(guest.pid()).unwrap();
+    let back_end = BackEnd::of(guest.pid()).unwrap();
+    let processes = [back_end.supervisor, back_end.worker().unwrap()].map(|process| process.to_string());
     let folder = tempfile::tempdir().unwrap();
     let summary = folder.path().join("summary");
     let strace = Command::new("timeout")
-        .args(["-s", "INT", "10", "strace", "-c", "-f", "-p", &pid.to_string(), "-o"])
+        .args(["-s", "INT", "10", "strace", "-c", "-f", "-p", &processes[0], "-p", &processes[1], "-o"])
         .arg(&summary)
         .output()
         .unwrap();
@@ -218,7 +199,7 @@ fn monitor_sees_shared_memory_and_a_live_socket() {
     let ours = |c: &&serde_json::Value| c["label"] == "vdeq0c";
     let ours = chardevs.as_array().unwrap().iter().find(ours).expect("our chardev");
     assert!(ours["filename"].as_str().unwrap().starts_with("unix:/run/vdeq/"), "{ours}");
-    let parts = back_end(machine.pid()).unwrap();
+    let parts = BackEnd::of(machine.pid()).unwrap();
     monitor.execute("quit", json!({})).unwrap();
     assert!(machine.wait(LIMIT).unwrap().success());
     gone(&switch, &parts).unwrap();
@@ -249,15 +230,21 @@ fn two_hundred_machines_leave_nothing() {
         // Some end while vdeq starts, most while QEMU does, and some once their firmware sends.
         match number % 10 {
             0..3 => {}
-            3..9 => drop(back_end(machine.pid()).unwrap()),
+            3..9 => drop(BackEnd::of(machine.pid()).unwrap()),
             _ => wait_frame(&switch, &machine).unwrap(),
         }
         let signal = if number % 2 == 0 { Signal::TERM } else { Signal::KILL };
         machine.signal(signal).unwrap();
         machine.wait(LIMIT).unwrap();
         let dir = private_dir(machine.pid());
-        // A vdeq that is killed before its back end has the directory leaves an empty one, which a later vdeq removes.
-        let is_left = || number % 10 < 3 && signal == Signal::KILL && std::fs::remove_dir(&dir).is_ok();
+        // A vdeq that is killed before its back end has the directory leaves it without sockets; a later vdeq removes it.
+        let has_sockets = || {
+            let names =
+                std::fs::read_dir(&dir).into_iter().flatten().flatten().map(|entry| entry.file_name());
+            names.filter_map(|name| name.into_string().ok()).any(|name| name.ends_with(".sock"))
+        };
+        let is_left =
+            || number % 10 < 3 && signal == Signal::KILL && !has_sockets() && registry::remove(&dir).is_ok();
         let clean = || Ok((!dir.exists() || is_left()).then_some(()));
         wait_until(&format!("the directory of start {number} to go"), LIMIT, clean).unwrap();
         let ports = switch.wait_ports("no machine on the switch", LIMIT, are_forgotten);

@@ -64,17 +64,18 @@ fn copy(guests: &mut [Guest]) -> Result<()> {
     Ok(())
 }
 
-/// A burst of datagrams; next to none may be lost at a rate far below what the guests can do.
-fn burst(guests: &mut [Guest]) -> Result<()> {
+/// Datagrams of which next to none may be lost, at a rate far below what the guests can do: the queue of Debian's switch, some
+/// 90 frames long, then lasts for a second in which somebody does not come to run.
+fn datagrams(guests: &mut [Guest]) -> Result<()> {
     let [sender, receiver] = guests else { anyhow::bail!("two guests") };
     receiver.run_ok(IPERF_SERVER, PING_LIMIT)?;
-    let report = sender.run_ok("iperf3 -u -b 10M -t 3 -f m -c 10.0.0.2", PING_LIMIT)?;
-    // "[  5]   0.00-3.00   sec  3.58 MBytes  10.0 Mbits/sec  0.029 ms  0/2589 (0%)  receiver"
+    let report = sender.run_ok("iperf3 -u -b 1M -t 3 -f m -c 10.0.0.2", PING_LIMIT)?;
+    // "[  5]   0.00-3.00   sec  0.36 MBytes  1.00 Mbits/sec  0.029 ms  0/259 (0%)  receiver"
     let line = report.lines().find(|l| l.contains("receiver")).context("iperf3 has no last line")?;
     let counts = line.split_whitespace().find_map(|word| word.split_once('/')?.1.parse::<u32>().ok());
     let lost = line.split_whitespace().find_map(|word| word.split_once('/')?.0.parse::<u32>().ok());
     let (lost, counts) = (lost.context("no loss")?, counts.context("no count")?);
-    ensure!(counts > 1000 && lost * 20 < counts, "{lost} of {counts} lost: {line}");
+    ensure!(counts > 100 && lost * 20 < counts, "{lost} of {counts} lost: {line}");
     Ok(())
 }
 
@@ -86,7 +87,7 @@ fn all_traffic(name: &str, qemu: Qemu, kernel: Kernel) -> Result<()> {
     let ports = switch.ports()?;
     ensure!(ports.len() == 2 && ports.iter().all(|p| p.endpoints[0].starts_with("vdeqemu ")), "{ports:?}");
     pings(&mut guests)?;
-    burst(&mut guests)?;
+    datagrams(&mut guests)?;
     copy(&mut guests)?;
     for guest in guests {
         ensure!(guest.power_off(END_LIMIT)?.success(), "QEMU's exit status");

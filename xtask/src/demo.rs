@@ -62,6 +62,7 @@ pub fn run(args: &Args) -> Result<()> {
         pair.ping(start)?;
         pair.listen()?;
     }
+    say(start, "in another terminal, what passes is seen with: target/release/vdectl top");
     for round in 1..=ROUNDS {
         for pair in &mut pairs {
             interrupt::check()?;

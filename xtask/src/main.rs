@@ -47,7 +47,7 @@ enum Command {
     Bench(bench::Args),
     /// Run the fuzz targets
     Fuzz(fuzz::Args),
-    /// Install the Debian packages that demo and tests need, and unpack QEMU 7.2 under target/
+    /// Install the Debian packages that demo and tests need, and unpack QEMU 7.2 and libvirt under target/
     Deps(deps::Args),
     /// Build the test guests: target/image/6.1, 6.12 and 6.1-full
     Image(image::Args),

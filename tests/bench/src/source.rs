@@ -24,13 +24,13 @@ fn main() -> Result<()> {
     let cli = Cli::parse();
     env_logger::Builder::new().filter_level(cli.log_level).init();
     #[expect(unsafe_code, reason = "descriptors are named by numbers on the command line")]
-    // SAFETY: nothing was opened before.
+    // SAFETY: nothing was opened before, and no thread is started.
     let mut inherited = unsafe { Inherited::claim(&cli.descriptors()) };
     let failed = |failure: vhost_user_vde::Failure| anyhow!(failure.sentence);
     let mut ready = Readiness::new(cli.ready_fd, &mut inherited).map_err(failed)?;
     let mut config = Config::try_from(cli).map_err(failed)?;
     config.open = open;
-    run(config, inherited, &mut ready).map_err(failed)
+    run(config, inherited, &mut ready).map(drop).map_err(failed)
 }
 
 fn open(locator: &str, options: &OpenOptions) -> Result<Arc<dyn Link>, OpenError> {

@@ -24,8 +24,20 @@ const VERSIONS: [QemuVersion; 4] =
 const EMULATORS: [&str; 4] = ["qemu-system-x86_64", "qemu-system-aarch64", "qemu-system-s390x", "my-qemu"];
 
 /// Options that may be changed.
-const OURS: [&str; 11] =
-    ["M", "chardev", "device", "global", "m", "machine", "mem-path", "net", "netdev", "nic", "object"];
+const OURS: [&str; 12] = [
+    "M",
+    "chardev",
+    "device",
+    "global",
+    "m",
+    "machine",
+    "mem-path",
+    "net",
+    "netdev",
+    "nic",
+    "object",
+    "readconfig",
+];
 
 fuzz_target!(|input: &[u8]| {
     let Some((choices, rest)) = input.split_first() else { return };
@@ -42,6 +54,7 @@ fuzz_target!(|input: &[u8]| {
         kvm_usable: choice(2) & 1 == 0,
         private_dir: "/run/vdeq/1".into(),
         run_as: None,
+        umask_is_strict: true,
     };
     let emulator = EMULATORS[choice(4)];
     let plan = match plan(emulator, &request, &facts) {

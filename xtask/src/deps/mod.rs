@@ -5,11 +5,13 @@
 //! 3. Install it with apt, as root or through sudo. On Debian 12 apt gets the private configuration of `apt.rs`,
 //!    because QEMU 10 lies in backports; on a newer Debian its own packages are new enough. Anywhere else
 //!    nothing is installed, and the missing programs are named.
-//! 4. Unpack QEMU 7.2, the other version that the tests use, under `target/` (`qemu72.rs`).
+//! 4. Unpack QEMU 7.2, the other version that the tests use, and libvirt under `target/` (`qemu72.rs`, `libvirt.rs`).
 //!
 //! A C linker is not in the list: without one Cargo cannot even build this program, and says so itself.
 
 pub mod apt;
+mod libraries;
+mod libvirt;
 mod qemu72;
 mod sources;
 
@@ -83,9 +85,14 @@ const TOOLS: &[Tool] = &[
     program("dpdk-testpmd", "dpdk-dev", "a second virtio driver"),
     program("iperf3", "iperf3", "the far end of a guest's transfer"),
     program("strace", "strace", "counts the wake-ups of an idle back end"),
+    program("python3", "python3", "a process at a socket, in tests"),
+    program("pgrep", "procps", "processes by name, in tests"),
     program("ip", "iproute2", "network namespaces of tests"),
     program("ethtool", "ethtool", "interfaces without offloads, in tests"),
     program("socat", "socat", "a foreign client of control sockets"),
+    program("tshark", "tshark", "reads what a capture wrote, in tests"),
+    program("tcpdump", "tcpdump", "the same, and goes when it has enough"),
+    program("tmux", "tmux", "a terminal for vdectl top, in tests"),
     program("xz", "xz-utils", "unpacks kernel modules"),
 ];
 
@@ -140,7 +147,8 @@ fn bring(tools: &[&Tool], args: &Args) -> Result<()> {
         install(&apt, &qemu, true)?;
     }
     check(tools)?;
-    qemu72::unpack(&apt)
+    qemu72::unpack(&apt)?;
+    libvirt::unpack(&apt)
 }
 
 impl Tool {

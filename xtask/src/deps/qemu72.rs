@@ -15,6 +15,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Result, bail};
 
 use super::apt::Apt;
+use super::libraries;
 use crate::{places, step};
 
 const PACKAGES: &[&str] = &[
@@ -28,7 +29,7 @@ const PACKAGES: &[&str] = &[
 ];
 /// How long an empty machine may take to start and to leave; 0.2 s were seen.
 const START_SECONDS: &str = "20";
-const PROGRAMS: &[&str] = &[
+const PROGRAMS: [&str; 6] = [
     "qemu-system-x86_64",
     "qemu-system-aarch64",
     "qemu-system-arm",
@@ -51,7 +52,9 @@ pub fn unpack(apt: &Apt) -> Result<()> {
     for deb in apt.debs(&names)? {
         deb.unpack(&fresh)?;
     }
-    add_missing_libraries(apt, &fresh)?;
+    let needing: Vec<&str> =
+        PACKAGES.iter().copied().filter(|name| name.starts_with("qemu-system-")).collect();
+    libraries::complete(apt, &fresh, &needing, &PROGRAMS.map(|name| format!("usr/bin/{name}")))?;
     fs::write(fresh.join("packages"), wanted)?;
     for name in PROGRAMS {
         let script = fresh.join(name);
@@ -75,66 +78,6 @@ export LD_LIBRARY_PATH QEMU_MODULE_DIR
 exec "$here/usr/bin/$(basename "$program")" \
     -L "$here/usr/share/seabios" -L "$here/usr/lib/ipxe/qemu" -L "$here/usr/share/qemu" "$@"
 "#;
-
-/// Unpacks those packages that QEMU depends on and whose libraries the machine does not have.
-fn add_missing_libraries(apt: &Apt, fresh: &Path) -> Result<()> {
-    if missing_libraries(fresh)?.is_empty() {
-        return Ok(());
-    }
-    let mut names = Vec::new();
-    for package in PACKAGES.iter().filter(|package| package.starts_with("qemu-system-")) {
-        names.extend(apt.dependencies(package)?);
-    }
-    names.retain(|name| name.starts_with("lib") && name != "libc6");
-    names.sort();
-    names.dedup();
-    for deb in apt.debs(&names)? {
-        let aside = fresh.join("aside");
-        deb.unpack(&aside)?;
-    }
-    keep_missing(fresh)?;
-    let still = missing_libraries(fresh)?;
-    if !still.is_empty() {
-        bail!(
-            "QEMU 7.2 needs libraries that neither this machine nor its packages have: {}",
-            still.join(", ")
-        );
-    }
-    Ok(())
-}
-
-/// Moves the libraries that are missing from `aside` into place and drops the rest.
-fn keep_missing(fresh: &Path) -> Result<()> {
-    let folder = fresh.join("usr/lib/x86_64-linux-gnu");
-    fs::create_dir_all(&folder)?;
-    let aside = fresh.join("aside");
-    // A library that is found may need further ones: again, until nothing new is found.
-    while let missing @ [_, ..] = missing_libraries(fresh)?.as_slice() {
-        let mut found = false;
-        for name in missing {
-            for place in ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"] {
-                let file = aside.join(place).join(name);
-                if file.exists() {
-                    fs::copy(&file, folder.join(name))?;
-                    found = true;
-                }
-            }
-        }
-        if !found {
-            break;
-        }
-    }
-    fs::remove_dir_all(&aside)?;
-    Ok(())
-}
-
-fn missing_libraries(fresh: &Path) -> Result<Vec<String>> {
-    let libraries = fresh.join("usr/lib/x86_64-linux-gnu");
-    let programs = PROGRAMS.iter().map(|name| fresh.join("usr/bin").join(name));
-    let text = step::output(Command::new("ldd").args(programs).env("LD_LIBRARY_PATH", libraries))?;
-    let missing = text.lines().filter(|line| line.ends_with("=> not found"));
-    Ok(missing.filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect())
-}
 
 /// They must start: print their version, and make a machine and leave it.
 fn try_it(home: &Path) -> Result<()> {
