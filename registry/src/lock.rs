@@ -3,8 +3,8 @@
 //! A directory needs no file in it to be locked, the kernel lets go of it however the holder ends, and it knows who that is.
 //! A VM that has no directory of ours has one of the kernel's: that of its process's descriptors, which others may not open.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -81,12 +81,25 @@ impl Lock {
 fn holder(directory: &OwnedFd) -> String {
     let pid = fstat(directory).ok().and_then(|stat| {
         let file = format!("{:02x}:{:02x}:{}", major(stat.st_dev), minor(stat.st_dev), stat.st_ino);
-        let locks = fs::read_to_string("/proc/locks").ok()?;
-        holder_in(&locks, &file)
+        holder_in(&locks().ok()?, &file)
     });
     match pid {
         Some(pid) => format!("process {pid}"),
         None => "another process".into(),
+    }
+}
+
+/// What the kernel says in `/proc/locks`, in reads of a page each: that is how much it says at once. Between two reads it
+/// only counts how far it has come, so when a lock of another file goes meanwhile, the next one is passed over.
+fn locks() -> io::Result<String> {
+    let mut file = File::open("/proc/locks")?;
+    let mut page = [0; 4096];
+    let mut all = Vec::new();
+    loop {
+        match file.read(&mut page)? {
+            0 => return Ok(String::from_utf8_lossy(&all).into_owned()),
+            read => all.extend_from_slice(page.get(..read).unwrap_or_default()),
+        }
     }
 }
 
@@ -132,6 +145,32 @@ mod tests {
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(again.is_some() && Lock::of_process(pid).unwrap().is_none());
+    }
+
+    #[test]
+    fn the_holder_is_found_while_other_locks_come_and_go() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("held");
+        fs::create_dir(&path).unwrap();
+        let _held = Lock::take(&path).unwrap();
+        let over = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for other in 0..4 {
+                let path = scratch.path().join(format!("{other}"));
+                fs::create_dir(&path).unwrap();
+                let over = &over;
+                scope.spawn(move || {
+                    while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                        drop(Lock::take(&path));
+                    }
+                });
+            }
+            let named = format!("process {}", std::process::id());
+            let directory = directory::open(&path).unwrap();
+            let missed = (0..500).filter(|_| holder(&directory) != named).count();
+            over.store(true, std::sync::atomic::Ordering::Relaxed);
+            assert_eq!(missed, 0);
+        });
     }
 
     #[test]
