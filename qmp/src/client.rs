@@ -16,6 +16,8 @@ use crate::wire::{Failure, Wire};
 
 /// How many events are kept for who does not ask for them; then the oldest go.
 const EVENTS_MAX: usize = 4096;
+/// How long a greeting may take behind what could be the end of an answer: QEMU sends both in one go, and others none.
+const BEHIND_AN_END: Duration = Duration::from_secs(2);
 
 /// Something that happened in QEMU.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -85,25 +87,36 @@ impl Client {
         let (wire, events) = (Wire::new(socket), VecDeque::new());
         let mut client = Self { wire, events, greeting: Value::Null, timeout, id, is_alone };
         client.greeting = client.read_greeting()?;
-        client.execute("qmp_capabilities", json!({}))?;
+        match client.execute("qmp_capabilities", json!({})) {
+            // QEMU carried out that of the client before only after it had greeted us.
+            Err(error) if error.is_unknown_command() => {}
+            outcome => drop(outcome?),
+        }
         // Events so far were told to the client before.
         client.forget_events();
         Ok(client)
     }
 
-    /// What the greeting says. QEMU says before it what it did not get rid of when the client before left: events, and
-    /// answers. The last of these may even come after it.
+    /// What the greeting says. QEMU says before it what it did not get rid of when the client before left: the end of an
+    /// answer, events, and whole answers. The last of these may even come after it.
     fn read_greeting(&mut self) -> Result<Value, Error> {
-        let deadline = deadline(self.timeout);
+        let (mut limit, mut odd) = (deadline(self.timeout), None);
         loop {
-            let mut message = self.read(deadline)?;
+            let mut message = match self.read(limit) {
+                Ok(message) => message,
+                Err(error @ Error::NotQmp(_)) if odd.is_none() && !self.is_alone => {
+                    (limit, odd) = (limit.min(deadline(BEHIND_AN_END)), Some(error));
+                    continue;
+                }
+                Err(error) => return Err(odd.unwrap_or(error)),
+            };
             if let Some(greeting) = message.get_mut("QMP") {
                 return Ok(greeting.take());
             }
             if !["event", "return", "error"].iter().any(|kind| message.get(kind).is_some()) {
                 return Err(Error::NotQmp(message.to_string()));
             }
-            if Instant::now() >= deadline {
+            if Instant::now() >= limit {
                 return Err(Error::TimedOut(self.timeout));
             }
         }

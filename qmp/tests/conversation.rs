@@ -1,7 +1,7 @@
 //! Conversations with servers that say what is written here: greetings of all ages, unheard-of events, faults.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::thread::{JoinHandle, spawn};
@@ -132,7 +132,7 @@ fn answers_to_the_client_before_are_not_ours() {
         let (mut stream, _) = listener.accept().unwrap();
         let mut commands = BufReader::new(stream.try_clone().unwrap()).lines().map(Result::unwrap);
         let error = r#"{"error": {"class": "GenericError", "desc": "theirs"}}"#;
-        write!(stream, "{{\"return\": {{}}}}\n{error}\n{GREETING}\n{error}\n{{\"event\": \"THEIRS\"}}\n")
+        write!(stream, "v2\", \"v3\"]}}]}}\r\n{{\"return\": {{}}}}\n{error}\n{GREETING}\n{error}\n{{\"event\": \"THEIRS\"}}\n")
             .unwrap();
         for answer in [json!({}), json!({ "status": "running" })] {
             let status = r#""return": {"status": "theirs"}"#;
@@ -145,6 +145,42 @@ fn answers_to_the_client_before_are_not_ours() {
     assert_eq!(client.query_status().unwrap(), "running");
     assert!(client.next_event(Duration::ZERO).is_err(), "the server has gone, and nothing else was for us");
     server.join().unwrap();
+}
+
+/// A line that is none of QMP may be the end of an answer to the client before, and is shown if nothing of QMP follows.
+#[test]
+fn who_greets_in_another_way_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("smtp");
+    let listener = UnixListener::bind(&path).unwrap();
+    let server = spawn(move || {
+        for more in ["", "250 ok\n"] {
+            let (mut stream, _) = listener.accept().unwrap();
+            write!(stream, "220 smtp.example ready\n{more}").unwrap();
+            assert_eq!(stream.read(&mut [0]).unwrap(), 0);
+        }
+    });
+    for _ in 0..2 {
+        let error = Client::connect(&Address::Unix(path.clone()), LIMIT).unwrap_err();
+        assert!(matches!(&error, Error::NotQmp(said) if said.contains("220")), "{error}");
+    }
+    server.join().unwrap();
+}
+
+/// As seen in QEMU 10.0, once in thousands of times, when the client before closed its connection right after its first command.
+#[test]
+fn capabilities_of_the_client_before_are_ours_too() {
+    let (stream, _server) = server([
+        GREETING,
+        r#"{"id": $ID, "error": {"class": "CommandNotFound", "desc": "Capabilities negotiation is already complete, command ignored"}}"#,
+        r#"{"return": {"status": "running"}, "id": $ID}"#,
+    ]);
+    let mut client = Client::new(stream.into(), LIMIT).unwrap();
+    assert_eq!(client.query_status().unwrap(), "running");
+
+    let (stream, _server) =
+        server([GREETING, r#"{"id": $ID, "error": {"class": "GenericError", "desc": "no"}}"#]);
+    assert_eq!(Client::new(stream.into(), LIMIT).unwrap_err().to_string(), "qmp_capabilities: no");
 }
 
 #[test]
