@@ -143,8 +143,8 @@ fn answers_to_the_client_before_are_not_ours() {
     });
     let mut client = Client::connect(&Address::Unix(path), LIMIT).unwrap();
     assert_eq!(client.query_status().unwrap(), "running");
-    assert!(client.next_event(Duration::ZERO).is_err(), "the server has gone, and nothing else was for us");
     server.join().unwrap();
+    assert!(client.next_event(Duration::ZERO).is_err(), "the server has gone, and nothing else was for us");
 }
 
 /// A line that is none of QMP may be the end of an answer to the client before, and is shown if nothing of QMP follows.
@@ -164,6 +164,31 @@ fn who_greets_in_another_way_is_named() {
         let error = Client::connect(&Address::Unix(path.clone()), LIMIT).unwrap_err();
         assert!(matches!(&error, Error::NotQmp(said) if said.contains("220")), "{error}");
     }
+    server.join().unwrap();
+}
+
+/// As seen in QEMU under load, once in thousands of times, when the client before went.
+#[test]
+fn who_is_cut_off_at_once_comes_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("qmp");
+    let listener = UnixListener::bind(&path).unwrap();
+    let server = spawn(move || {
+        for served in [false, true, false, false] {
+            let (mut stream, _) = listener.accept().unwrap();
+            writeln!(stream, "{GREETING}").unwrap();
+            let mut commands = BufReader::new(stream.try_clone().unwrap()).lines().map(Result::unwrap);
+            while let Some(command) = served.then(|| commands.next()).flatten() {
+                let command: Value = serde_json::from_str(&command).unwrap();
+                writeln!(stream, "{}", json!({ "return": {}, "id": command["id"] })).unwrap();
+            }
+        }
+    });
+    let address = Address::Unix(path);
+    Client::connect(&address, LIMIT).unwrap();
+    // Whom it happens to twice, the server does not want.
+    let error = Client::connect(&address, LIMIT).unwrap_err();
+    assert!(matches!(error, Error::Closed), "{error}");
     server.join().unwrap();
 }
 
