@@ -193,7 +193,7 @@ impl Libvirt {
         Ok(self)
     }
 
-    /// Starts the system's daemon again, after it was killed.
+    /// Starts the system's daemon again, after it was killed, and waits until it has taken up the domains that run.
     pub fn start_daemon(&self) -> Result<()> {
         // One that was killed has its PID file locked for a moment.
         process::wait_until("the end of libvirtd", LIMIT, || {
@@ -203,7 +203,10 @@ impl Libvirt {
         process::wait_until("libvirtd", LIMIT, || {
             let output = self.run(&["virsh", "version"])?;
             Ok(output.status.success().then_some(()))
-        })
+        })?;
+        // It does so, the hook's part included, as a job; what asks QEMU something has to wait for that. Some do not live on.
+        let domains = self.virsh(&["list", "--name"])?;
+        domains.split_whitespace().try_for_each(|domain| self.run(&["virsh", "dommemstat", domain]).map(drop))
     }
 
     /// Puts one of our own programs where the administrator would, under a name of `/usr/local/bin`.

@@ -15,7 +15,7 @@ use vde_tests::places::{made, own_program, system_program};
 use vde_tests::{Files, Guest, Kernel, Machine};
 
 /// One that starts has its profile loaded half a dozen times, each of which takes the emulated compiler 2 s on an idle machine.
-const LIMIT: Duration = Duration::from_secs(240);
+const LIMIT: Duration = Duration::from_secs(600);
 const OWN_PROGRAMS: [&str; 5] = ["vhost-user-vde", "vde-libvirt-hook", "vde-passt", "vdeq", "vdectl"];
 const PACKAGED: [&str; 6] = [
     "usr/sbin/libvirtd",
