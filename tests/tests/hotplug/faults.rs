@@ -227,6 +227,17 @@ fn two_at_once_take_turns() {
     switch.wait_ports("no NIC on the switch", LIMIT, <[_]>::is_empty).unwrap();
 }
 
+/// Nor does one that goes without having read all that it was told keep the next one from the monitor.
+#[test]
+fn who_hangs_up_in_the_middle_of_a_word_frees_the_monitor() {
+    let bare = Bare::start(Qemu::Installed, "pc", &[]);
+    let place = bare.proxy.address.strip_prefix("tcp:").unwrap();
+    let hasty = std::net::TcpStream::connect(place).unwrap();
+    assert_eq!(hasty.peek(&mut [0]).unwrap(), 1);
+    drop(hasty);
+    done(bare.vdectl("list", &[]));
+}
+
 /// Another monitor of it leads to the same VM, and to the back end that it has.
 #[test]
 fn a_vm_is_the_same_by_another_monitor() {

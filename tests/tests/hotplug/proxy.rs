@@ -97,13 +97,29 @@ impl Drop for Proxy {
     }
 }
 
-/// One client's time.
+/// One client's time. However it ends, so does that on the monitor, or nobody else would ever be greeted there.
 fn talk(client: &TcpStream, qemu: &UnixStream, plan: &Mutex<Plan>, address: &str) -> std::io::Result<()> {
     // Short lines would wait for the other side to say that it has the one before.
     client.set_nodelay(true)?;
     let lose = Arc::new(AtomicBool::new(false));
     let back = (qemu.try_clone()?, client.try_clone()?, Arc::clone(&lose));
     let answers = std::thread::spawn(move || pass_back(back.0, back.1, &back.2));
+    // Who goes without having read everything, an event for instance, resets the connection.
+    let passed = pass_on(client, qemu, (plan, address), &lose);
+    // The other thread ends with them.
+    client.shutdown(Shutdown::Both).ok();
+    qemu.shutdown(Shutdown::Both).ok();
+    answers.join().ok();
+    passed
+}
+
+/// Commands, until the client goes or one is not to be passed on.
+fn pass_on(
+    client: &TcpStream,
+    qemu: &UnixStream,
+    (plan, address): (&Mutex<Plan>, &str),
+    lose: &AtomicBool,
+) -> std::io::Result<()> {
     for line in BufReader::new(client).lines() {
         let line = line?;
         let command: Value = serde_json::from_str(&line)?;
@@ -126,10 +142,6 @@ fn talk(client: &TcpStream, qemu: &UnixStream, plan: &Mutex<Plan>, address: &str
         }
         say(qemu, &line)?;
     }
-    // The other thread ends with them.
-    client.shutdown(Shutdown::Both).ok();
-    qemu.shutdown(Shutdown::Both).ok();
-    answers.join().ok();
     Ok(())
 }
 
