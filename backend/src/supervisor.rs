@@ -114,6 +114,7 @@ impl Supervisor {
             control = Some(name);
         }
         let signals = sys::take_signals().map_err(failed)?;
+        sys::hear_of_children().map_err(failed)?;
         let journal = Journal::new().map_err(failed)?;
         Ok(Self { journal, signals, control, patience: Patience(Duration::ZERO), ending: false })
     }

@@ -36,6 +36,15 @@ pub fn take_signals() -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Has children stay until they are waited for, also where whoever started us did not want to hear of his.
+pub fn hear_of_children() -> io::Result<()> {
+    // SAFETY: a valid signal, and no handler.
+    match unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) } {
+        libc::SIG_ERR => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
 /// Goes on as two processes: gives the number of the other one, or `None` in that.
 pub fn fork(_inherited: &Inherited) -> io::Result<Option<Pid>> {
     // SAFETY: this process has one thread (II): nothing in the memory of the child waits for another one.

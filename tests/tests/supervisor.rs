@@ -200,6 +200,30 @@ fn wear_out(back_end: &BackEnd, switch: &Switch) {
     has_ports(switch, 0);
 }
 
+/// A program that does not want to hear of its children hands that down to whom it starts.
+#[test]
+fn a_starter_that_ignores_its_children_is_no_reason_to_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let directory = folder.path().join("private");
+    std::fs::create_dir(&directory).unwrap();
+    let control = directory.join(registry::CONTROL);
+    let mut command = Command::new("env");
+    command.arg("--ignore-signal=CHLD").arg(places::own_program("vhost-user-vde").unwrap());
+    command.args(["--supervise", "--follow-front-end", "--private-dir"]).arg(&directory);
+    command.arg("--control").arg(&control);
+    let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+    let mut supervisor = Owned::new(child.unwrap(), "vhost-user-vde");
+    let connect = || Ok(Client::connect(&Address::Unix(control.clone()), LIMIT).ok());
+    drop(wait_until("the control socket", LIMIT, connect).unwrap());
+    let back_end = BackEnd::in_directory(&directory).unwrap();
+    for _ in 0..2 {
+        kill_serving(&back_end);
+    }
+    supervisor.signal(Signal::TERM).unwrap();
+    supervisor.wait(LIMIT).unwrap();
+    back_end.wait_gone().unwrap();
+}
+
 /// However QEMU and its back end end, while a worker serves and while none does.
 #[test]
 fn nothing_stays_behind() {
