@@ -2,16 +2,33 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Error, Result};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
 use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
 
-/// Makes an empty file, or empties one; only its owner may read what a guest says.
+/// What does not wait for the reader of a pipe, and means nothing to a file.
+const NONBLOCK: i32 = OFlags::NONBLOCK.bits().cast_signed();
+
+/// Makes an empty file, or empties one; only its owner may read what a guest says. Waits for the reader of a pipe.
 pub fn create(path: &Path) -> Result<File> {
+    empty(path, &mut OpenOptions::new())
+}
+
+/// The same for who must not wait: a pipe that nobody reads is refused.
+pub fn create_at_once(path: &Path) -> Result<File> {
+    let created = empty(path, OpenOptions::new().custom_flags(NONBLOCK));
+    let is_pipe = || path.metadata().is_ok_and(|found| found.file_type().is_fifo());
+    created.map_err(|error| match Errno::from_io_error(&error) {
+        Some(Errno::NXIO) if is_pipe() => Error::other("nobody reads this pipe yet; start its reader first"),
+        _ => error,
+    })
+}
+
+fn empty(path: &Path, options: &mut OpenOptions) -> Result<File> {
     // Not emptied before it is known to be ours: two writers would leave nothing that can be read.
-    let file = open(path, OpenOptions::new().write(true).create(true).truncate(false))?;
+    let file = open(path, options.write(true).create(true).truncate(false))?;
     if file.metadata()?.is_file() {
         file.set_len(0)?;
     }
@@ -22,8 +39,7 @@ pub fn create(path: &Path) -> Result<File> {
 /// wait for the reader of a pipe.
 pub fn resume(path: &Path) -> Result<File> {
     let is_file = path.metadata().map_or(true, |found| found.is_file());
-    let nonblocking = OFlags::NONBLOCK.bits().cast_signed();
-    open(path, OpenOptions::new().read(is_file).append(true).create(is_file).custom_flags(nonblocking))
+    open(path, OpenOptions::new().read(is_file).append(true).create(is_file).custom_flags(NONBLOCK))
 }
 
 fn open(path: &Path, options: &mut OpenOptions) -> Result<File> {
@@ -38,6 +54,19 @@ fn open(path: &Path, options: &mut OpenOptions) -> Result<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_must_not_wait_does_not_wait_for_the_reader_of_a_pipe() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pipe");
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0)
+            .unwrap();
+        let error = create_at_once(&path).unwrap_err();
+        assert_eq!(error.to_string(), "nobody reads this pipe yet; start its reader first");
+        let _reader = OpenOptions::new().read(true).custom_flags(NONBLOCK).open(&path).unwrap();
+        create_at_once(&path).unwrap();
+        create_at_once(&dir.path().join("file")).unwrap();
+    }
 
     #[test]
     fn a_file_has_one_writer() {

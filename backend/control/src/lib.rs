@@ -10,7 +10,10 @@ mod file;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-pub use file::{create as create_capture_file, resume as resume_capture_file};
+pub use file::{
+    create as create_capture_file, create_at_once as create_capture_file_at_once,
+    resume as resume_capture_file,
+};
 use serde::{Deserialize, Serialize, Serializer};
 
 /// The answer to `query-nics` is a list of these.

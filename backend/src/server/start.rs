@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use vde_control::{create_capture_file, resume_capture_file};
+use vde_control::{create_capture_file_at_once, resume_capture_file};
 use vdeplug::{Link, OpenOptions};
 
 use super::Server;
@@ -64,8 +64,10 @@ impl Server {
     ) -> Result<(), Failure> {
         let journal::Nic { config, numbers, capture } = nic;
         let again = missing == Missing::Expected;
+        // Nothing ends us but what we hear of later.
+        let open_file = if again { resume_capture_file } else { create_capture_file_at_once };
         let file = match capture {
-            Some(path) => match (if again { resume_capture_file } else { create_capture_file })(&path) {
+            Some(path) => match open_file(&path) {
                 Ok(file) => Some((path, file)),
                 Err(error) if again => {
                     log::error!("the capture in {} does not go on: {error}", path.display());
