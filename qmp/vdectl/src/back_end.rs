@@ -4,7 +4,7 @@ use std::error::Error as _;
 use std::fs;
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use qmp::{Address, Client, Error};
@@ -21,6 +21,7 @@ use crate::vm::PATIENCE;
 #[derive(Debug)]
 pub struct BackEnd {
     client: Client,
+    path: PathBuf,
 }
 
 /// What went wrong with its causes, in one sentence.
@@ -38,6 +39,24 @@ pub fn sentence(error: &Error) -> String {
 /// What is said of one that hangs.
 fn mute(limit: Duration) -> String {
     format!("does not answer within {} s", limit.as_secs_f32())
+}
+
+/// Why it does not do what it was told.
+pub fn refusal(command: &str, error: &Error) -> Failure {
+    match error {
+        Error::Command { class, .. } if class == "DeviceNotFound" => Failure::not_found(sentence(error)),
+        // The client is that of QEMU's monitor as well, and takes it for one.
+        Error::Closed => Failure::new(format!("the back end has ended before it answered {command}")),
+        Error::TimedOut(limit) => Failure::new(format!("the back end {} to {command}", mute(*limit))),
+        _ => Failure::new(sentence(error)),
+    }
+}
+
+/// What it says to a command.
+fn understand<T: DeserializeOwned>(command: &str, answer: Result<Value, Error>) -> Result<T, Failure> {
+    let answer = answer.map_err(|error| refusal(command, &error))?;
+    serde_json::from_value(answer)
+        .map_err(|error| Failure::new(format!("the back end answers {command} in words of its own: {error}")))
 }
 
 /// Whether somebody listens who may: in a directory that is not ours this is its owner alone, who else might lead us, by a
@@ -69,7 +88,7 @@ impl BackEnd {
         };
         let client = client.map_err(failed)?;
         match is_its_owners(path, &client) {
-            true => Ok(Self { client }),
+            true => Ok(Self { client, path: path.into() }),
             false => Err(Failure::new(format!(
                 "{} leads to another user's back end than that of its directory",
                 path.display()
@@ -78,26 +97,22 @@ impl BackEnd {
     }
 
     fn ask<T: DeserializeOwned>(&mut self, command: &str, arguments: Value) -> Result<T, Failure> {
-        self.ask_with(command, arguments, &[])
+        understand(command, self.client.execute(command, arguments))
     }
 
-    fn ask_with<T: DeserializeOwned>(
-        &mut self,
-        command: &str,
-        arguments: Value,
-        fds: &[BorrowedFd<'_>],
-    ) -> Result<T, Failure> {
-        let answer = self.client.execute_with(command, arguments, fds);
-        let answer = answer.map_err(|error| match &error {
-            Error::Command { class, .. } if class == "DeviceNotFound" => Failure::not_found(sentence(&error)),
-            // The client is that of QEMU's monitor as well, and takes it for one.
-            Error::Closed => Failure::new(format!("the back end has ended before it answered {command}")),
-            Error::TimedOut(limit) => Failure::new(format!("the back end {} to {command}", mute(*limit))),
-            _ => Failure::new(sentence(&error)),
-        })?;
-        serde_json::from_value(answer).map_err(|error| {
-            Failure::new(format!("the back end answers {command} in words of its own: {error}"))
-        })
+    /// The same of what may be asked twice: one that was killed has a successor, which serves what that one did.
+    fn ask_again<T: DeserializeOwned>(&mut self, command: &str, arguments: Value) -> Result<T, Failure> {
+        match self.client.execute(command, arguments.clone()) {
+            Err(Error::Closed) if registry::listener(&self.path).is_some() => {
+                *self = Self::connect_within(&self.path, self.client.timeout())?;
+                self.ask(command, arguments)
+            }
+            answer => understand(command, answer),
+        }
+    }
+
+    fn ask_with(&mut self, command: &str, arguments: Value, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
+        understand(command, self.client.execute_with(command, arguments, fds)).map(|_: Value| ())
     }
 
     /// The connection itself, for events.
@@ -107,12 +122,12 @@ impl BackEnd {
 
     /// All NICs.
     pub fn query_nics(&mut self) -> Result<Vec<Nic>, Failure> {
-        self.ask("query-nics", json!({}))
+        self.ask_again("query-nics", json!({}))
     }
 
     /// All joins.
     pub fn query_joins(&mut self) -> Result<Vec<Join>, Failure> {
-        self.ask("query-joins", json!({}))
+        self.ask_again("query-joins", json!({}))
     }
 
     /// Serves one more NIC.
@@ -122,12 +137,16 @@ impl BackEnd {
 
     /// Serves one more NIC, on a socket that was made for it.
     pub fn nic_add_on(&mut self, nic: &NicAdd, socket: BorrowedFd<'_>) -> Result<(), Failure> {
-        self.ask_with("nic-add", json!(nic), &[socket]).map(|_: Value| ())
+        self.ask_with("nic-add", json!(nic), &[socket])
     }
 
-    /// Serves a NIC no longer.
+    /// Serves a NIC no longer; nor does one that has ended, and has no successor.
     pub fn nic_del(&mut self, id: &str) -> Result<(), Failure> {
-        self.ask("nic-del", json!({ "id": id })).map(|_: Value| ())
+        let answer: Result<Value, Failure> = self.ask_again("nic-del", json!({ "id": id }));
+        match answer {
+            Err(failure) if registry::listener(&self.path).is_some() => Err(failure),
+            _ => Ok(()),
+        }
     }
 
     /// Plugs a NIC or a join into one more network; gives the new link's name.
@@ -154,7 +173,7 @@ impl BackEnd {
 
     /// Has frames written to a descriptor until this connection ends.
     pub fn capture_start(&mut self, capture: &CaptureStart, to: BorrowedFd<'_>) -> Result<(), Failure> {
-        self.ask_with("capture-start", json!(capture), &[to]).map(|_: Value| ())
+        self.ask_with("capture-start", json!(capture), &[to])
     }
 
     /// Ends the back end.

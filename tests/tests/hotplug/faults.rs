@@ -5,7 +5,7 @@ use vde_tests::vdectl::{self, Said};
 use vde_tests::{BackEnd, Qemu, Switch};
 
 use crate::bare::{Bare, SHARED};
-use crate::proxy::{How, When};
+use crate::proxy::{How, When, kill_worker};
 use crate::rig::{LIMIT, back_end, done};
 
 const PORT: [&str; 2] = ["-device", "pcie-root-port,id=vdeport0,chassis=1,slot=1"];
@@ -285,6 +285,57 @@ fn a_back_end_that_died_is_replaced() {
     }
     assert_eq!(bare.state(), before);
     assert!(!new.exists());
+}
+
+/// Its successor serves what it did, and is told what is to go.
+fn workers_are_killed(qemu: Qemu) {
+    let switch = Switch::start().unwrap();
+    let path = switch.path();
+    let path = path.to_str().unwrap();
+    let bare = Bare::start(qemu, "pc", &[]);
+    let before = bare.state();
+    for step in STEPS {
+        bare.proxy.fail(When::Named(step), How::Unserved);
+        done(bare.vdectl("attach", &[path]));
+        assert!(bare.proxy.seen().1, "{step}");
+    }
+    for nic in ["vde0", "vde1", "vde2"] {
+        assert_eq!(bare.vdectl("detach", &[nic, "--wait", "0"]).status, 4);
+    }
+    bare.monitor().execute("system_reset", serde_json::json!({})).unwrap();
+    for nic in ["vde0", "vde1", "vde2"] {
+        bare.proxy.fail(When::Named("netdev_del"), How::Unserved);
+        done(bare.vdectl("detach", &[nic]));
+        assert!(bare.proxy.seen().1, "{nic}");
+    }
+    assert_eq!(bare.state(), before);
+    bare.no_back_end();
+    switch.wait_ports("no NIC on the switch", LIMIT, <[_]>::is_empty).unwrap();
+}
+
+#[test]
+fn a_worker_may_be_killed_at_any_step() {
+    workers_are_killed(Qemu::Installed);
+}
+
+#[test]
+fn a_worker_may_be_killed_at_any_step_of_qemu_7_2() {
+    workers_are_killed(Qemu::V7_2);
+}
+
+#[test]
+fn a_worker_may_be_killed_while_a_network_thinks() {
+    let bare = Bare::start(Qemu::Installed, "pc", &[]);
+    let folder = tempfile::tempdir().unwrap();
+    let mute = std::os::unix::net::UnixListener::bind(folder.path().join("ctl")).unwrap();
+    let said = std::thread::scope(|scope| {
+        let attach = scope.spawn(|| bare.vdectl("attach", &[folder.path().to_str().unwrap()]));
+        let _asked = mute.accept().unwrap();
+        kill_worker(&bare.proxy.address);
+        attach.join().unwrap()
+    });
+    refused(&said, "vdectl: the back end has ended before it answered nic-add\n");
+    bare.no_back_end();
 }
 
 /// Nobody has plugged anything in before, and they come by two monitors: what one does, the other finds.

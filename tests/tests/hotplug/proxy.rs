@@ -13,8 +13,9 @@ use std::thread::JoinHandle;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
+use vde_tests::BackEnd;
 
-use crate::rig::process_with;
+use crate::rig::{back_end, process_with};
 
 /// What happens to the command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +30,8 @@ pub enum How {
     Killed(u32),
     /// Whoever gave it gets a Ctrl-C, and it is carried out.
     Interrupted,
+    /// What serves the back end is killed, and it is carried out.
+    Unserved,
 }
 
 /// Which command, once.
@@ -139,10 +142,17 @@ fn pass_on(
             }
             // Nobody else has the address among its words.
             Some(How::Interrupted) => signal(process_with(address).unwrap(), Signal::INT)?,
+            Some(How::Unserved) => kill_worker(address),
         }
         say(qemu, &line)?;
     }
     Ok(())
+}
+
+/// Kills what serves the back end for the VM whose monitor has this address.
+pub fn kill_worker(address: &str) {
+    let (_, directory) = back_end(address).unwrap();
+    BackEnd::in_directory(&directory).unwrap().kill_worker().unwrap();
 }
 
 /// A line at once: two threads write to the client.

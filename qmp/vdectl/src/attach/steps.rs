@@ -21,11 +21,11 @@ use serde_json::{Value, json};
 use vde_control::NicAdd;
 
 use super::serving::Serving;
-use crate::Failure;
-use crate::back_end::{BackEnd, sentence};
+use crate::back_end::{BackEnd, refusal, sentence};
 use crate::interrupt::Interrupt;
 use crate::nics::{Netdev, netdevs};
 use crate::vm::Vm;
+use crate::{Failure, Status};
 
 /// How long QEMU may take to connect to a socket that listens: it does so at once, or within the second after which it tries again.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
@@ -84,15 +84,17 @@ impl<'a> Steps<'a> {
         self.interrupt.check()?;
         self.done.push(step);
         act(self).map_err(|error| {
+            let is_in_qemu = self.done.last().is_some_and(Step::is_in_qemu);
             if let Error::Command { .. } = error {
                 self.done.pop();
             }
-            Failure::new(match error {
-                Error::Closed if self.done.last().is_some_and(Step::is_in_qemu) => {
-                    "QEMU closed its monitor before the NIC was plugged in".into()
+            match error {
+                Error::Closed if is_in_qemu => {
+                    Failure::new("QEMU closed its monitor before the NIC was plugged in")
                 }
-                error => sentence(&error),
-            })
+                error if is_in_qemu => Failure::new(sentence(&error)),
+                error => refusal("nic-add", &error),
+            }
         })
     }
 
@@ -152,22 +154,28 @@ impl<'a> Steps<'a> {
         let (mut is_gone, mut is_again) = (false, false);
         while let Some(step) = self.done.last() {
             let undone = match step {
-                step if is_gone && step.is_in_qemu() => Ok(()),
-                step => undo(&step.clone(), self.monitor, &mut self.serving),
+                Step::Nic(id) => match self.serving.back_end.nic_del(id) {
+                    Err(kept) if kept.status != Status::NotFound => {
+                        return self.left(failure, &kept.sentence);
+                    }
+                    _ => Ok(()),
+                },
+                _ if is_gone => Ok(()),
+                step => undo(step, self.monitor),
             };
             match undone {
                 Ok(()) => {
                     self.done.pop();
                 }
-                Err(Error::Closed) if self.done.last().is_some_and(Step::is_in_qemu) && !is_again => {
+                Err(Error::Closed) if !is_again => {
                     is_again = true;
                     match Client::connect(&self.vm.qmp, AGAIN_LIMIT) {
                         Ok(monitor) => *self.monitor = monitor,
                         Err(error) if is_over(&error) => is_gone = true,
-                        Err(error) => return self.left(failure, &error),
+                        Err(error) => return self.left(failure, &sentence(&error)),
                     }
                 }
-                Err(error) => return self.left(failure, &error),
+                Err(error) => return self.left(failure, &sentence(&error)),
             }
         }
         if let Err(problem) = self.serving.end() {
@@ -177,23 +185,22 @@ impl<'a> Steps<'a> {
     }
 
     /// What has to stay as it is.
-    fn left(self, mut failure: Failure, error: &Error) -> Failure {
+    fn left(self, mut failure: Failure, why: &str) -> Failure {
         let names: Vec<String> = self.done.iter().rev().map(Step::name).collect();
         failure.sentence = format!(
-            "{}; then {} could not be removed ({}); remove it with: vdectl detach",
+            "{}; then {} could not be removed ({why}); remove it with: vdectl detach",
             failure.sentence,
-            names.join(", "),
-            sentence(error)
+            names.join(", ")
         );
         self.serving.keep();
         failure
     }
 }
 
-/// Undoes one step.
-fn undo(step: &Step, monitor: &mut Client, serving: &mut Serving) -> Result<(), Error> {
+/// Undoes one step in QEMU.
+fn undo(step: &Step, monitor: &mut Client) -> Result<(), Error> {
     let undone = match step {
-        Step::Nic(id) => serving.back_end.client().execute("nic-del", json!({ "id": id })).map(|_| ()),
+        Step::Nic(_) => Ok(()),
         Step::Chardev(id) => monitor.chardev_remove(id),
         Step::Netdev(id) => settled(monitor, id).and_then(|()| monitor.netdev_del(id)),
         Step::Device(id) => {
