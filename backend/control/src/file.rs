@@ -4,26 +4,43 @@ use std::fs::{File, OpenOptions};
 use std::io::{Error, Result};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
 
 /// What does not wait for the reader of a pipe, and means nothing to a file.
 const NONBLOCK: i32 = OFlags::NONBLOCK.bits().cast_signed();
+/// How long the reader of a pipe may take to begin, who was perhaps started together with us.
+const READER_LIMIT: Duration = Duration::from_secs(10);
+/// Time between two looks for it.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// Makes an empty file, or empties one; only its owner may read what a guest says. Waits for the reader of a pipe.
 pub fn create(path: &Path) -> Result<File> {
     empty(path, &mut OpenOptions::new())
 }
 
-/// The same for who must not wait: a pipe that nobody reads is refused.
-pub fn create_at_once(path: &Path) -> Result<File> {
-    let created = empty(path, OpenOptions::new().custom_flags(NONBLOCK));
+/// The same for who is ended by nothing meanwhile: a pipe that nobody comes to read is refused.
+pub fn create_soon(path: &Path) -> Result<File> {
+    create_within(path, READER_LIMIT)
+}
+
+fn create_within(path: &Path, limit: Duration) -> Result<File> {
+    let deadline = Instant::now() + limit;
     let is_pipe = || path.metadata().is_ok_and(|found| found.file_type().is_fifo());
-    created.map_err(|error| match Errno::from_io_error(&error) {
-        Some(Errno::NXIO) if is_pipe() => Error::other("nobody reads this pipe yet; start its reader first"),
-        _ => error,
-    })
+    loop {
+        match empty(path, OpenOptions::new().custom_flags(NONBLOCK)) {
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::NXIO) && is_pipe() => {
+                if Instant::now() >= deadline {
+                    return Err(Error::other(format!("nobody came to read this pipe within {limit:?}")));
+                }
+                sleep(PAUSE);
+            }
+            created => return created,
+        }
+    }
 }
 
 fn empty(path: &Path, options: &mut OpenOptions) -> Result<File> {
@@ -56,16 +73,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_must_not_wait_does_not_wait_for_the_reader_of_a_pipe() {
+    fn the_reader_of_a_pipe_is_waited_for_and_not_for_ever() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("pipe");
         rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0)
             .unwrap();
-        let error = create_at_once(&path).unwrap_err();
-        assert_eq!(error.to_string(), "nobody reads this pipe yet; start its reader first");
-        let _reader = OpenOptions::new().read(true).custom_flags(NONBLOCK).open(&path).unwrap();
-        create_at_once(&path).unwrap();
-        create_at_once(&dir.path().join("file")).unwrap();
+        let error = create_within(&path, Duration::from_millis(50)).unwrap_err();
+        assert_eq!(error.to_string(), "nobody came to read this pipe within 50ms");
+        std::thread::scope(|scope| {
+            let created = scope.spawn(|| create_within(&path, Duration::from_secs(60)));
+            let _reader = File::open(&path).unwrap();
+            created.join().unwrap().unwrap();
+        });
+        create_within(&dir.path().join("file"), Duration::ZERO).unwrap();
     }
 
     #[test]

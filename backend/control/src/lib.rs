@@ -11,8 +11,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 pub use file::{
-    create as create_capture_file, create_at_once as create_capture_file_at_once,
-    resume as resume_capture_file,
+    create as create_capture_file, create_soon as create_capture_file_soon, resume as resume_capture_file,
 };
 use serde::{Deserialize, Serialize, Serializer};
 

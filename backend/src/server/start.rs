@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use vde_control::{create_capture_file_at_once, resume_capture_file};
+use vde_control::{create_capture_file_soon, resume_capture_file};
 use vdeplug::{Link, OpenOptions};
 
 use super::Server;
@@ -65,7 +65,7 @@ impl Server {
         let journal::Nic { config, numbers, capture } = nic;
         let again = missing == Missing::Expected;
         // Nothing ends us but what we hear of later.
-        let open_file = if again { resume_capture_file } else { create_capture_file_at_once };
+        let open_file = if again { resume_capture_file } else { create_capture_file_soon };
         let file = match capture {
             Some(path) => match open_file(&path) {
                 Ok(file) => Some((path, file)),
