@@ -147,6 +147,8 @@ mod tests {
     use std::os::unix::net::UnixListener;
     use std::time::SystemTime;
 
+    use crate::process::end;
+
     #[test]
     fn a_name_is_that_of_a_domain_that_runs() {
         let running = ["a", "a-net0", "a-very-long-name-of-a-domain-ü"].map(str::to_owned);
@@ -175,7 +177,7 @@ mod tests {
         let listen = |name: &str| UnixListener::bind(at(name)).unwrap();
         let _alive =
             [listen("1-desk-net0.control"), listen("1-desk-net1.control"), listen("7-other-net0.control")];
-        drop(listen("1-desk-net2.control"));
+        end(listen("1-desk-net2.control"));
         symlink(at("1-desk-net0.control"), at("1-desk-net3.control")).unwrap();
         fs::write(at("1-desk-net4.control"), "").unwrap();
         fs::write(state.path().join("desk.pid"), "1").unwrap();

@@ -60,6 +60,12 @@ pub fn listener(path: &Path) -> Option<Option<u32>> {
     }
 }
 
+/// Ends a listener at once: a child that another test is starting has every socket of this process until it is a program.
+#[cfg(test)]
+pub fn end(listener: std::os::unix::net::UnixListener) {
+    rustix::net::shutdown(&listener, rustix::net::Shutdown::Both).unwrap();
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -90,7 +96,7 @@ mod tests {
         // As short a queue as QEMU's, with what came before still in it.
         rustix::net::listen(&socket, 0).unwrap();
         assert_eq!(listener(&path), Some(None));
-        drop(socket);
+        end(socket);
         assert_eq!(listener(&path), None);
         std::fs::write(scratch.path().join("file"), "").unwrap();
         assert_eq!(listener(&scratch.path().join("file")), None);

@@ -5,6 +5,7 @@ use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixListener;
 use std::time::SystemTime;
 
+use crate::process::end;
 use crate::record::Maker;
 
 /// No process has a number as high as these (PID_MAX_LIMIT is 4194304).
@@ -69,7 +70,7 @@ fn a_vm_is_alive_by_its_process_its_monitor_or_its_back_end() {
     let expected = [("1", Some(own)), ("2", Some(own)), ("3", None)];
     assert_eq!(place.names(), expected.map(|(name, pid)| (name.to_owned(), pid)));
     assert!(!place.path("4").exists());
-    drop((monitor, back_end));
+    [monitor, back_end].into_iter().for_each(end);
     for name in ["2", "3"] {
         place.age(name);
     }
