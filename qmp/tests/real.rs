@@ -15,7 +15,7 @@ use serde_json::json;
 use vde_tests::machine::Qemu;
 use vde_tests::process::{Owned, wait_until};
 
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(60);
 const BOTH: [Qemu; 2] = [Qemu::Installed, Qemu::V7_2];
 
 /// A paused machine with a monitor.
