@@ -2,10 +2,11 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::Read;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use qmp::{Client, Error, Event};
+use rustix::pipe::{PipeFlags, pipe_with};
 use serde_json::{Value, json};
 use vde_control::{CaptureEnd, CaptureEnded, Ring};
 use vhost::VhostBackend;
@@ -47,6 +48,11 @@ fn rig() -> (Rig, Driver) {
 fn send(driver: &mut Driver, number: u8) {
     driver.tx().send(&[0; 12], &frame(number), 2000);
     driver.tx().used();
+}
+
+/// One that no process of another test holds open.
+fn pipe() -> (OwnedFd, OwnedFd) {
+    pipe_with(PipeFlags::CLOEXEC).unwrap()
 }
 
 #[test]
@@ -143,7 +149,7 @@ fn ends_from_outside_end_the_capture_alone() {
     let mut client = rig.client();
     let before = rig.holdings();
     // The reader goes.
-    let (reader, writer) = rustix::pipe::pipe().unwrap();
+    let (reader, writer) = pipe();
     start(&mut client, json!({ "nic": "nic0" }), &writer).unwrap();
     drop(writer);
     send(&mut driver, 1);
@@ -175,7 +181,7 @@ fn ends_from_outside_end_the_capture_alone() {
 fn sleeping_readers_hold_up_nobody() {
     let (mut rig, mut driver) = rig();
     let mut client = rig.client();
-    let (reader, writer) = rustix::pipe::pipe().unwrap();
+    let (reader, writer) = pipe();
     start(&mut client, json!({ "nic": "nic0" }), &writer).unwrap();
     drop(writer);
     // More than the pipe holds.

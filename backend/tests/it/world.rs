@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vdeplug::{Link, OpenOptions, RxBuf, RxFrame, TxBuf, TxFrame};
 
-pub const LIMIT: Duration = Duration::from_secs(20);
+pub const LIMIT: Duration = Duration::from_secs(60);
 
 /// Looks until it sees, or fails with what it waited for.
 pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
@@ -21,6 +21,13 @@ pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
         assert!(Instant::now() < deadline, "waited {LIMIT:?} for {what}");
         std::thread::sleep(Duration::from_millis(2));
     }
+}
+
+/// Whether somebody listens on a socket, which is more than that it has its name. Nobody notices that it is asked.
+fn listens(socket: &Path) -> bool {
+    let end = format!(" {}", socket.display());
+    let all = std::fs::read_to_string("/proc/net/unix").unwrap();
+    all.lines().any(|line| line.ends_with(&end) && line.contains(" 00010000 "))
 }
 
 /// A process that connects to a socket and stays until it is killed.
@@ -45,11 +52,8 @@ impl Switch {
             .stderr(Stdio::null())
             .spawn()
             .expect("vde_switch is missing; cargo xtask test installs it");
-        // Listening, not only bound. Connecting would tell too, but could make the switch lose track of a port.
-        let name = path.join("ctl").to_str().unwrap().to_owned();
-        let listens = |line: &str| line.ends_with(&name) && line.contains(" 00010000 ");
-        let all = || std::fs::read_to_string("/proc/net/unix").unwrap();
-        wait_for("the switch", || all().lines().any(listens).then_some(()));
+        // Connecting would tell too, but could make the switch lose track of a port.
+        wait_for("the switch", || listens(&path.join("ctl")).then_some(()));
         Self { path: path.into(), child }
     }
 
@@ -114,13 +118,13 @@ impl Backend {
         command
     }
 
-    /// Starts it and waits until `socket` is there.
+    /// Starts it and waits until it listens on `socket`.
     pub fn start(args: &[&str], socket: &Path) -> Self {
         let child = Self::command().args(args).spawn().unwrap();
         let mut backend = Self { child };
         wait_for("the back end's socket", || {
             assert!(backend.child.try_wait().unwrap().is_none(), "the back end ended: {}", backend.stderr());
-            socket.exists().then_some(())
+            listens(socket).then_some(())
         });
         backend
     }

@@ -1,5 +1,6 @@
 //! How a worker and its supervisor end, by themselves and otherwise: nothing stays behind, and nothing spins.
 
+use std::io::ErrorKind;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Child;
@@ -59,7 +60,8 @@ fn who_dies_at_once_each_time_does_not_spin_and_ends_with_the_machine() {
     wait_for("the delay to grow", || rig.log().contains("begins in 3.2s").then_some(()));
     // While it waits, nobody takes connections that nobody serves, and commands wait.
     let refused = UnixStream::connect(rig.path("n")).unwrap_err();
-    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+    // The last one may have been killed when it had taken the name away, to listen itself.
+    assert!(matches!(refused.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound), "{refused}");
     UnixStream::connect(rig.path("private/control.sock")).unwrap();
     let begin = Instant::now();
     assert_eq!(rig.cut(), Some(0));
