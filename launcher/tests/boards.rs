@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 
 use rig::emulator::{Paused, installed, of_7_2};
-use rig::{Rig, finish, stderr, stdout};
+use rig::{Rig, finish, make, stderr, stdout};
 use serde_json::json;
 
 const MIB: u64 = 1 << 20;
@@ -95,7 +95,7 @@ const NIC: [&str; 4] = ["-net", "nic,model=virtio", "-net", "vde"];
 fn emulator_of_another_name_is_asked_for_its_machine_once() {
     let rig = Rig::new();
     let (program, cache) = (rig.path("my-emulator"), rig.path("cache"));
-    std::fs::copy(installed(), &program).expect("a copy");
+    make(Command::new("cp").arg(installed()).arg(&program));
     let ask = || {
         let mut command = rig.vdeq();
         command.env("XDG_CACHE_HOME", &cache).arg("--vde-print-plan").arg(&program);

@@ -6,6 +6,7 @@
 //! | [`switch`] | a `vde_switch` of its own, with its management socket |
 //! | [`machine`] | the command line of a guest: which QEMU, which kernel, which NICs |
 //! | [`console`] | a guest's shell on a terminal that somebody else gives |
+//! | [`executable`] | programs that a test makes |
 //! | [`files`] | files for a guest beside those of its image |
 //! | [`guest`] | a guest that runs: its shell, its logs, its end |
 //! | [`libvirt`] | daemons of libvirt in a world of their own |
@@ -31,6 +32,7 @@
 pub mod apparmor;
 pub mod back_end;
 pub mod console;
+pub mod executable;
 pub mod files;
 pub mod guest;
 pub mod libvirt;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use vde_tests::process::Owned;
-use vde_tests::{Switch, places};
+use vde_tests::{Switch, executable, places};
 
 const NETWORK: i32 = 3;
 
@@ -77,7 +77,7 @@ fn q_14_switch_that_belongs_to_somebody_else() {
     let (switch, scratch) = (Switch::start().unwrap(), tempfile::tempdir().unwrap());
     // Where another user can run them, and write.
     for name in ["vdeq", "vhost-user-vde"] {
-        std::fs::copy(places::own_program(name).unwrap(), scratch.path().join(name)).unwrap();
+        executable::copy(&places::own_program(name).unwrap(), &scratch.path().join(name)).unwrap();
     }
     std::fs::set_permissions(scratch.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
     let parent = switch.path().parent().unwrap().to_owned();

@@ -1,14 +1,12 @@
 //! What of the old syntax starts on which QEMU, and what is connected to what then, as QEMU itself says. No guest runs.
 
-use std::fs::Permissions;
 use std::io::{Read, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use vde_tests::process::Owned;
-use vde_tests::{Qemu, Switch, places};
+use vde_tests::{Qemu, Switch, executable, places};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -178,8 +176,7 @@ fn qemu_without_stream_uses_its_own_client() {
     let script =
         "#!/bin/sh\n[ \"$1\" = --version ] && exec echo QEMU emulator version 6.2.0\nexec QEMU \"$@\"\n";
     let script = script.replace("QEMU \"", &format!("{} \"", Qemu::V7_2.program().unwrap().display()));
-    std::fs::write(&program, script).unwrap();
-    std::fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
+    executable::script(&program, &script).unwrap();
     for (line, expected) in [
         ("-net nic,model=e1000 -net vde,sock=A,port=7,mode=0660,group=root", "e1000 - vde"),
         ("-net nic,model=virtio -net vde,sock=A -net user", "hub 0: user vde virtio-net-pci"),

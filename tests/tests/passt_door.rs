@@ -9,7 +9,7 @@ use anyhow::Result;
 use vde_tests::libvirt::{Version, documented};
 use vde_tests::machine::Kernel;
 use vde_tests::process::wait_until;
-use vde_tests::{Console, Libvirt, Station, Switch, places};
+use vde_tests::{Console, Libvirt, Station, Switch, executable, places};
 
 const LIMIT: Duration = Duration::from_secs(60);
 /// The host on the switch that guests ping.
@@ -237,12 +237,8 @@ fn q_31_all_else_is_the_real_passts() {
 fn q_31_descriptors_and_signals_come_to_the_real_passt_as_they_are() {
     let folder = tempfile::tempdir().unwrap();
     let real = folder.path().join("passt");
-    std::fs::write(
-        &real,
-        "#!/bin/sh\nreadlink /proc/self/fd/7; exec grep -E '^Sig(Ign|Blk)' /proc/self/status\n",
-    )
-    .unwrap();
-    std::fs::set_permissions(&real, Permissions::from_mode(0o755)).unwrap();
+    let text = "#!/bin/sh\nreadlink /proc/self/fd/7; exec grep -E '^Sig(Ign|Blk)' /proc/self/status\n";
+    executable::script(&real, text).unwrap();
     let run = |program: &std::path::Path| {
         let mut command = Command::new("sh");
         command
@@ -276,10 +272,7 @@ fn q_31_words_for_the_real_passt_come_to_it_untouched() {
     let real = folder.path().join("passt");
     let none = door(folder.path(), &["--version"]).unwrap();
     assert!(none.0 == 1 && none.1.contains("install passt"), "{none:?}");
-    let script = |text: &str| -> Result<()> {
-        std::fs::write(&real, text)?;
-        Ok(std::fs::set_permissions(&real, Permissions::from_mode(0o755))?)
-    };
+    let script = |text: &str| executable::script(&real, text);
     script("#!/bin/sh\nfor word; do printf '<%s>' \"$word\"; done\nexit 7\n").unwrap();
     for words in [&["--interface", "eth0", "--socket", "a b", ""][..], &["--help"], &["--version"], &[]] {
         let expected: String = words.iter().map(|word| format!("<{word}>")).collect();

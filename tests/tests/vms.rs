@@ -12,9 +12,9 @@ use serde_json::{Value, json};
 use vde_tests::back_end::signal;
 use vde_tests::process::{Owned, wait_until};
 use vde_tests::vdectl::Said;
-use vde_tests::{BackEnd, Qemu, places};
+use vde_tests::{BackEnd, Qemu, executable, places};
 
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(60);
 /// `nobody`.
 const USER: u32 = 65534;
 
@@ -27,7 +27,7 @@ impl User {
     fn new() -> Result<Self> {
         let home = tempfile::tempdir()?;
         for name in ["vdeq", "vhost-user-vde", "vdectl"] {
-            std::fs::copy(places::own_program(name)?, home.path().join(name))?;
+            executable::copy(&places::own_program(name)?, &home.path().join(name))?;
         }
         let runtime = home.path().join("run");
         std::fs::create_dir(&runtime)?;
@@ -178,7 +178,7 @@ fn vms_forgets_those_who_were_killed() {
             back_end.kill().unwrap();
             // The VM goes on, and can be seen, with no NIC that anybody serves.
             wait_until("it has ended", LIMIT, || Ok(user.vms()?[0]["nics"].is_null().then_some(()))).unwrap();
-            assert_eq!(user.vms().unwrap()[0]["status"], "prelaunch");
+            assert_eq!(user.vm(machine.pid()).unwrap()["status"], "prelaunch");
         }
         if kills_machine {
             kill(machine.pid()).unwrap();

@@ -13,7 +13,6 @@ use std::fs;
 use std::io::{Read, Write};
 use std::ops::{Deref, DerefMut};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -23,7 +22,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
 
 /// More than anything here takes on a loaded machine.
-pub const LIMIT: Duration = Duration::from_secs(20);
+pub const LIMIT: Duration = Duration::from_secs(60);
 
 const FAKE_QEMU: &str = "#!/bin/sh
 if [ \"$1\" = --version ]; then
@@ -62,8 +61,8 @@ impl Rig {
     /// Makes an executable script.
     pub fn script(&self, name: &str, text: &str) -> PathBuf {
         let path = self.path(name);
-        fs::write(&path, text).expect("script");
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("chmod");
+        let line = "printf %s \"$1\" >\"$0\" && chmod 755 \"$0\"";
+        make(Command::new("sh").args(["-c", line]).arg(&path).arg(text));
         path
     }
 
@@ -119,6 +118,13 @@ impl Rig {
     pub fn qemu_ran(&self) -> bool {
         self.path("mark").exists()
     }
+}
+
+/// Has another process make a program. What this one has open for writing, a child that another test is starting has open
+/// too, until it has become its program, and nobody can run a file that somebody may write to ("text file busy").
+pub fn make(command: &mut Command) {
+    let status = command.status().expect("a program of the system");
+    assert!(status.success(), "{command:?}: {status}");
 }
 
 /// The name of a switch's management socket.
