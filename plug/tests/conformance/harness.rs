@@ -4,7 +4,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -42,6 +42,20 @@ pub fn until(what: &str, mut is: impl FnMut() -> bool) {
         assert!(start.elapsed() < LONG, "in vain: {what}");
         std::thread::sleep(Duration::from_millis(3));
     }
+}
+
+/// A name of a datagram socket that nobody has any more. A child that another test is starting has every socket of this
+/// process, until it is a program.
+pub fn dead_datagram(name: impl AsRef<Path>) {
+    drop(UnixDatagram::bind(&name).expect("bind"));
+    let probe = UnixDatagram::unbound().expect("socket");
+    until("nobody has the socket", || probe.connect(&name).is_err());
+}
+
+/// The same of one that listened.
+pub fn dead_listener(name: impl AsRef<Path>) {
+    drop(UnixListener::bind(&name).expect("bind"));
+    until("nobody has the socket", || UnixStream::connect(&name).is_err());
 }
 
 /// A directory that every user may enter.

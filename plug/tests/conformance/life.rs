@@ -7,7 +7,9 @@ use std::time::Instant;
 use rustix::process::Signal;
 use vdeplug::{LinkError, OpenErrorKind};
 
-use crate::harness::{RealSwitch, impatient, in_child, names, open, open_dir, readable, until};
+use crate::harness::{
+    RealSwitch, dead_datagram, impatient, in_child, names, open, open_dir, readable, until,
+};
 
 #[test]
 fn c_14_close_frees_the_port() {
@@ -37,7 +39,7 @@ fn c_15_long_directory_is_an_error() {
     let dir = home.path().join("x".repeat(103 - used));
     let _switch = RealSwitch::start_with(&[], Some(&dir), None);
     // Left over from a client that was cut short in name and in life.
-    drop(UnixDatagram::bind(dir.join(".12")).expect("bind"));
+    dead_datagram(dir.join(".12"));
     let start = Instant::now();
     let error = vdeplug::open(dir.to_str().expect("ASCII"), &impatient()).expect_err("too long");
     assert!(error.to_string().contains("103 bytes"), "{error}");
@@ -72,7 +74,7 @@ fn stopped_switch_is_an_error_in_time() {
 #[test]
 fn names_of_dead_clients_are_removed() {
     let switch = RealSwitch::start();
-    drop(UnixDatagram::bind(switch.dir.join(".00042-00000")).expect("bind"));
+    dead_datagram(switch.dir.join(".00042-00000"));
     let _alive = UnixDatagram::bind(switch.dir.join(".00042-00001")).expect("bind");
     drop(open(switch.at("")));
     until("the port is free", || switch.plugs() == 0);
@@ -89,10 +91,11 @@ fn two_hundred_links_leave_nothing() {
             let switch = RealSwitch::start();
             let descriptors = || fs::read_dir("/proc/self/fd").expect("/proc").count();
             let before = descriptors();
-            // One right after the other: Debian's vde_switch loses a port for good when it sees the end of one
-            // plug between the connection and the request of the next.
+            // One after the other: Debian's vde_switch loses a port for good when it sees the end of one plug
+            // between the connection and the request of the next.
             for _ in 0..200 {
-                let _link = open(switch.at(""));
+                drop(open(switch.at("")));
+                until("the switch forgets the port", || switch.plugs() == 0);
             }
             for _ in 0..20 {
                 vdeplug::open(&switch.at("[zzz=1]"), &impatient()).expect_err("bad option");

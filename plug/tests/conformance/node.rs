@@ -12,8 +12,8 @@ use rustix::io::Errno;
 use vdeplug::{Link, NodeError, OpenError, OpenErrorKind, OpenOptions, TxBuf, TxFrame};
 
 use crate::harness::{
-    LONG, NOBODY, RealSwitch, as_user, broadcast, in_child, names, need_root, open, readable, receive, send,
-    this_program, until,
+    LONG, NOBODY, RealSwitch, as_user, broadcast, dead_datagram, in_child, names, need_root, open, readable,
+    receive, send, this_program, until,
 };
 use crate::node_peers::{
     Place, Plug, Raw, connect, drain, is_closed, receive_long, request, unicast, until_peers,
@@ -324,7 +324,7 @@ fn c_38_close_removes_everything_and_ends_peers() {
         let mut plug = Plug::join(&place, &*owner, 1);
         let ours = place.join();
         // A client that died at a bad moment left its name.
-        drop(std::os::unix::net::UnixDatagram::bind(place.dir().join(".00042-00000")).expect("bind"));
+        dead_datagram(place.dir().join(".00042-00000"));
         drop(owner);
         assert!(!place.dir().exists(), "{scheme}");
         assert!(readable(ours.control_fd().expect("vde has one")));

@@ -13,7 +13,8 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use vdeplug::{NodeError, OpenError, OpenErrorKind, OpenOptions, RxBuf, RxFrame, TxBuf, TxFrame};
 
 use crate::harness::{
-    NOBODY, as_user, broadcast, in_child, names, need_root, open, readable, receive, send, until,
+    NOBODY, as_user, broadcast, dead_listener, in_child, names, need_root, open, readable, receive, send,
+    until,
 };
 use crate::node_peers::{Place, Raw, connect, drain, is_closed, name_in, request, unicast, until_peers};
 
@@ -305,7 +306,7 @@ fn what_is_no_networks_directory_is_left_alone() {
         other => panic!("{other:?}"),
     };
     fs::create_dir(&dir).expect("mkdir");
-    drop(UnixListener::bind(place.ctl()).expect("bind"));
+    dead_listener(place.ctl());
     fs::write(dir.join("notes"), "mine").expect("write");
     let error = fails("multi");
     assert!(matches!(&error, NodeError::Occupied { name, .. } if name == "notes"), "{error:?}");

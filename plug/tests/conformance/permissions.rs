@@ -9,7 +9,8 @@ use rustix::io::Errno;
 use vdeplug::{OpenError, OpenErrorKind, OpenOptions};
 
 use crate::harness::{
-    Act, FakeSwitch, NOBODY, RealSwitch, answer, as_user, impatient, names, need_root, open, open_dir,
+    Act, FakeSwitch, NOBODY, RealSwitch, answer, as_user, dead_datagram, impatient, names, need_root, open,
+    open_dir,
 };
 
 /// Lets everybody use a fake switch, but not make files in its directory.
@@ -184,7 +185,7 @@ fn what_a_switch_names_is_a_socket_and_no_link_to_one() {
     {
         let fake = FakeSwitch::start(Act::Name(name.into()));
         symlink(&victim, fake.dir().join("link")).expect("link");
-        drop(UnixDatagram::bind(fake.dir().join("dead")).expect("bind"));
+        dead_datagram(fake.dir().join("dead"));
         let error = vdeplug::open(&fake.at("[mode=0740]"), &impatient()).expect_err(name);
         let OpenError::BadPeer { source, .. } = &error else { panic!("{name}: {error:?}") };
         assert_eq!(Errno::from_io_error(source), Some(reason), "{name}");

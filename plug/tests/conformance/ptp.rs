@@ -12,7 +12,9 @@ use rustix::net::{
 };
 use vdeplug::{Link, OpenError, OpenErrorKind, OpenOptions, PtpError, RxBuf, RxFrame, TxBuf, TxFrame};
 
-use crate::harness::{VdePlug, broadcast, impatient, names, open, open_dir, readable, receive, send, until};
+use crate::harness::{
+    VdePlug, broadcast, dead_datagram, impatient, names, open, open_dir, readable, receive, send, until,
+};
 
 /// What a program's event loop does when nothing but the control descriptor wakes it.
 pub fn tend(link: &dyn Link) {
@@ -251,7 +253,7 @@ fn many_at_once_are_two() {
         // The names are there already, of programs that died.
         let leftover = if form == "datagram" { &["p", "p+"][..] } else { &["p"] };
         for name in leftover {
-            drop(std::os::unix::net::UnixDatagram::bind(home.path().join(name)).expect("bind"));
+            dead_datagram(home.path().join(name));
         }
         let locator = &format!("ptp://{}[form={form}]", path.display());
         let done = &std::sync::atomic::AtomicUsize::new(0);

@@ -55,7 +55,9 @@ fn errno_says_why() {
     std::fs::write(path("file"), "text\n").expect("write");
     std::fs::create_dir(path("empty")).expect("mkdir");
     std::fs::create_dir(path("dead")).expect("mkdir");
-    drop(std::os::unix::net::UnixListener::bind(path("dead/ctl")).expect("bind"));
+    // Not only closed: a child that another test is starting has it, too, until it is a program.
+    let dead = std::os::unix::net::UnixListener::bind(path("dead/ctl")).expect("bind");
+    rustix::net::shutdown(&dead, rustix::net::Shutdown::Both).expect("shutdown");
     let program = Program::compile("errors", Ours, &[]);
     let tell = |library: Library, locator: &str| {
         let text = succeed(program.on(library).arg(locator));
