@@ -26,7 +26,7 @@ use tempfile::TempDir;
 use crate::machine::Kernel;
 use crate::{Console, Switch, places, process};
 
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// Where a guest's kernel and initial memory disk are in there.
 pub const BOOT: &str = "/var/lib/libvirt/boot";

@@ -16,7 +16,7 @@ use tempfile::TempDir;
 
 use crate::{places, process};
 
-const LIMIT: Duration = Duration::from_secs(10);
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// A port of the switch with something plugged in.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

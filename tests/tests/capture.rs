@@ -142,7 +142,7 @@ fn a_reader_that_goes_ends_it_quietly() {
     assert_eq!(text.lines().filter(|line| is_ping(line)).count(), 4, "{text}");
     assert_eq!(capture.end(), (Some(0), String::new()));
     // And the other way round: we go, and the reader has all to the end.
-    let (capture, stdout) = Capture::start(&rig, "-", &["--max-seconds", "3"], Stdio::piped());
+    let (capture, stdout) = Capture::start(&rig, "-", &["--max-seconds", "10"], Stdio::piped());
     let reader = read_with("tshark", &["-r", "-", "-Y", "icmp"], stdout);
     rig.ping(2);
     let (status, said) = capture.end();

@@ -11,7 +11,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use vde_tests::{Guest, Machine, Station, Switch, Terminal, places, process};
 
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// A back end that serves two NICs, one of them on two networks, and no guest.
 struct BackEnd {
@@ -58,13 +58,15 @@ fn command(environment: &str, words: &[&Path]) -> String {
     format!("{environment} {} top {}; echo ended with $?; {modes}", program.display(), words.join(" "))
 }
 
-fn compare(name: &str, text: &str) {
+/// What stands on the terminal is what is stored, or is it in a moment: the terminal takes what is drawn in pieces.
+fn compare(name: &str, terminal: &Terminal, masked: impl Fn(&str) -> String) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/top").join(name);
     if std::env::var_os("VDEQ_BLESS").is_some() {
-        std::fs::write(&path, text).unwrap();
+        std::fs::write(&path, masked(&terminal.text().unwrap())).unwrap();
     }
     let stored = std::fs::read_to_string(&path).unwrap();
-    assert!(text == stored, "{} differs; now it is\n{text}", path.display());
+    let what = format!("it is what {} has", path.display());
+    terminal.wait_until(&what, LIMIT, |text| masked(text) == stored).unwrap();
 }
 
 fn signal(pid: u32, signal: Signal) {
@@ -96,16 +98,18 @@ fn layout_on_terminals_of_two_sizes() {
     // Rates are there with the second answer.
     let rates =
         |text: &str| text.lines().filter(|line| line.contains("     0     0     0     0")).count() == 6;
-    compare("80x24.txt", &terminal.wait_until("all rates are known", LIMIT, rates).unwrap());
+    terminal.wait_until("all rates are known", LIMIT, rates).unwrap();
+    compare("80x24.txt", &terminal, str::to_owned);
     terminal.press(&["End", "Up", "Enter"]).unwrap();
-    let text = terminal.wait_for("drops  rx_overrun=42", LIMIT).unwrap();
-    compare("80x24-unfolded.txt", &text);
+    terminal.wait_for("drops  rx_overrun=42", LIMIT).unwrap();
+    compare("80x24-unfolded.txt", &terminal, str::to_owned);
     terminal.press(&["Enter", "Home"]).unwrap();
     terminal.resize((200, 50)).unwrap();
-    let text = terminal.wait_until("the details have gone below", LIMIT, |text| {
+    let below = |text: &str| {
         text.contains("HISTORY") && text.contains("-- mail net0 --") && !text.contains("rx_overrun")
-    });
-    compare("200x50.txt", &text.unwrap());
+    };
+    terminal.wait_until("the details have gone below", LIMIT, below).unwrap();
+    compare("200x50.txt", &terminal, str::to_owned);
     terminal.resize((40, 10)).unwrap();
     terminal.wait_for("40x10: too small, 80x24 is enough", LIMIT).unwrap();
     terminal.press(&["q"]).unwrap();
@@ -120,8 +124,8 @@ fn real_back_end_with_idle_nics() {
         .wait_until("both NICs have rates", LIMIT, |text| text.matches("     0     0").count() >= 2)
         .unwrap();
     terminal.press(&["j", "Space"]).unwrap();
-    let text = terminal.wait_for("link1", LIMIT).unwrap();
-    compare("real-80x24.txt", &back_end.masked(&text));
+    terminal.wait_for("link1", LIMIT).unwrap();
+    compare("real-80x24.txt", &terminal, |text| back_end.masked(text));
     terminal.press(&["/", "n", "e", "t", "0", "Enter"]).unwrap();
     terminal
         .wait_until("only the first NIC is shown", LIMIT, |text| {

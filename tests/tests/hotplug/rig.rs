@@ -10,7 +10,7 @@ use vde_tests::vdectl::{self, Said};
 use vde_tests::{Guest, Kernel, Machine, Qemu, Switch};
 
 /// For whatever has to happen at once; machines are slow when many tests run.
-pub const LIMIT: Duration = Duration::from_secs(30);
+pub const LIMIT: Duration = Duration::from_secs(60);
 
 /// What QEMU has that a NIC is made of.
 #[derive(Debug, PartialEq, Eq)]
