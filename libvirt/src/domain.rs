@@ -39,6 +39,8 @@ pub struct Domain {
     pub emulator: String,
     /// Its memory is one that a back end can map.
     pub shared_memory: bool,
+    /// A part of it says that it is not.
+    pub private_memory: bool,
     /// Whom libvirt runs QEMU as, if it says so: `+UID:+GID` or names.
     pub dac_label: Option<String>,
     /// Its interfaces.
@@ -97,6 +99,14 @@ pub struct Nic {
 }
 
 impl Domain {
+    /// What makes its memory one that a back end can map.
+    pub fn remedy_of_memory(&self) -> &'static str {
+        match self.private_memory {
+            true => "take memAccess='private' out of <cell>, and access='private' out of <memory>",
+            false => "add these lines to <memoryBacking>: <source type='memfd'/> <access mode='shared'/>",
+        }
+    }
+
     /// Reads a domain's XML.
     ///
     /// # Errors
@@ -177,6 +187,8 @@ struct Reading {
     shared: bool,
     /// What NUMA cells say.
     cells: Vec<Option<String>>,
+    /// A memory device says that it is private.
+    private_device: bool,
     /// The `<seclabel>` that we are in, or were in last, is the one of users and groups.
     is_dac: bool,
 }
@@ -213,6 +225,11 @@ impl Reading {
             }
             ["domain", "cpu", "numa", "cell"] => {
                 self.cells.push(attributes(start)?.remove("memAccess"));
+                Ok(())
+            }
+            ["domain", "devices", "memory"] => {
+                self.private_device |=
+                    attributes(start)?.get("access").is_some_and(|access| access == "private");
                 Ok(())
             }
             ["domain", "seclabel"] => {
@@ -327,10 +344,14 @@ impl Reading {
             return Err(Failure::new("its XML is not that of a whole domain"));
         }
         let says_shared = |cell: &Option<String>| cell.as_ref().map(|access| access == "shared");
-        self.domain.shared_memory = match self.cells.is_empty() {
+        let is_shared = match self.cells.is_empty() {
             true => self.shared,
             false => self.cells.iter().all(|cell| says_shared(cell).unwrap_or(self.shared)),
         };
+        // Devices are as their cell, if they do not say.
+        self.domain.shared_memory = is_shared && !self.private_device;
+        let is_private = |cell: &Option<String>| says_shared(cell) == Some(false);
+        self.domain.private_memory = self.private_device || self.cells.iter().any(is_private);
         Ok(self.domain)
     }
 }

@@ -74,10 +74,10 @@ impl Plan {
             return Err(Failure::new("<vde:nics> is empty; put a <vde:nic mac='...' link='...'/> into it"));
         }
         if !domain.shared_memory {
-            return Err(Failure::new(
-                "the guest's memory is not shared; add these lines to <memoryBacking>: <source type='memfd'/> \
-                 <access mode='shared'/>",
-            ));
+            return Err(Failure::new(format!(
+                "the guest's memory is not shared; {}",
+                domain.remedy_of_memory()
+            )));
         }
         let mut plan = Self {
             directory: PathBuf::new(),

@@ -76,6 +76,16 @@ fn memory_is_shared_as_a_whole_or_not() {
         !shared(access, "<cell/><cell memAccess='private'/>")
             && !shared("", "<cell memAccess='shared'/><cell/>")
     );
+    // A device says it for itself, or is as its cell.
+    let device = |attribute: &str| {
+        let text = format!(
+            "<memoryBacking>{access}</memoryBacking><devices><memory model='dimm'{attribute}/></devices>"
+        );
+        let domain = read(&text).unwrap();
+        (domain.shared_memory, domain.private_memory)
+    };
+    assert_eq!((device(""), device(" access='shared'")), ((true, false), (true, false)));
+    assert_eq!(device(" access='private'"), (false, true));
 }
 
 #[test]

@@ -146,6 +146,11 @@ fn aliases_are_counted_as_libvirt_does() {
 fn what_does_not_fit_is_named() {
     let cases = [
         ("<access mode='shared'/>", "", "<access mode='shared'/>"),
+        (
+            "<devices>",
+            "<devices><memory access='private'/>",
+            "take memAccess='private' out of <cell>, and access=",
+        ),
         ("<vde:nic mac='02:00:00:00:00:01' link='/run/sw,1'/>", "", "<vde:nics> is empty"),
         ("link='/run/sw,1'", "", "no network"),
         (

@@ -148,10 +148,7 @@ fn of_xml(domain: &Domain, config: &str) -> Result<Vec<String>, Failure> {
     let (base, policy) = (base()?, Policy::of_user()?);
     let mut missing = Vec::new();
     if !domain.shared_memory {
-        missing.push(
-            "memory: it is not shared; add <source type='memfd'/> <access mode='shared'/> to <memoryBacking>"
-                .into(),
-        );
+        missing.push(format!("memory: it is not shared; {}", domain.remedy_of_memory()));
     }
     let Some(nics) = domain.nics.as_ref().filter(|nics| !nics.nics.is_empty()) else {
         missing.push(format!(
