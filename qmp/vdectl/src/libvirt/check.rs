@@ -129,17 +129,15 @@ fn of_start(virsh: &Virsh, name: &str) -> Result<Vec<String>, Failure> {
 /// What this machine lacks for the hook. Gives who can join networks as the back end does, if there is anybody.
 fn of_host(virsh: &Virsh, machine: &Machine, missing: &mut Vec<String>) -> Result<Option<Trial>, Failure> {
     let (daemon, user) = (machine.daemon.as_ref(), machine.user());
-    let program = match host::hook(Path::new(host::HOOKS), daemon) {
-        Ok(hook) => {
-            missing.extend(host::version(&virsh.version()?, &hook));
-            host::program(&hook, daemon, user)
+    let hook = host::hook(Path::new(host::HOOKS), daemon).map_err(|line| missing.push(line)).ok();
+    let program = match &hook {
+        Some(hook) => {
+            missing.extend(host::version(&virsh.version()?, hook));
+            host::program(hook, daemon, user)
         }
-        Err(line) => {
-            missing.push(line);
-            Ok(None)
-        }
+        None => Ok(None),
     };
-    missing.extend(daemon.iter().flat_map(|daemon| modules::missing(Path::new("/"), daemon.name, Way::Hook)));
+    missing.extend(machine.lacks(Way::Hook, hook.as_deref()));
     Ok(machine.trial(program.map_err(|line| missing.push(line)).ok()))
 }
 

@@ -13,6 +13,7 @@ use vde_libvirt::sys::Identity;
 use vde_start::PROGRAM;
 
 use super::daemon::Daemon;
+use super::modules::{self, Way};
 use super::networks::Trial;
 
 /// Where libvirt looks for hooks.
@@ -38,6 +39,12 @@ impl Machine {
     pub fn of(domain: &Domain, missing: &mut Vec<String>) -> Self {
         let owner = owner::of_back_end(domain).map_err(|failure| missing.push(format!("user: {failure}")));
         Self { daemon: Daemon::find(), owner: owner.ok() }
+    }
+
+    /// What security modules have not been told for a way, by which the daemon may run a program.
+    pub fn lacks(&self, way: Way, program: Option<&Path>) -> Vec<String> {
+        let lacks = |daemon: &Daemon| modules::missing(Path::new("/"), daemon.name, way, program);
+        self.daemon.as_ref().map_or(Vec::new(), lacks)
     }
 
     /// Whom they run as, if not as us.

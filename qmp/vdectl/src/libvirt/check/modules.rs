@@ -52,13 +52,14 @@ pub fn apparmor_confines(root: &Path, daemon: &str) -> bool {
         .any(|line| line.ends_with("(enforce)") && line.split([' ', '/']).any(|word| word == daemon))
 }
 
-/// What of our rules they lack for one way.
-pub fn missing(root: &Path, daemon: &str, way: Way) -> Vec<String> {
+/// What of our rules they lack for one way. `program`: what the daemon runs, if that is known.
+pub fn missing(root: &Path, daemon: &str, way: Way, program: Option<&Path>) -> Vec<String> {
     let mut missing = Vec::new();
     if apparmor_confines(root, daemon) {
         let local = format!("etc/apparmor.d/local/usr.sbin.{daemon}");
         let rules = rules(&read(root, &local));
-        missing.extend(way.of_daemon().filter(|program| !rules.contains(program)).map(|program| {
+        let of_ours = way.of_daemon().filter(|_| !program.is_some_and(is_of_system));
+        missing.extend(of_ours.filter(|program| !rules.contains(program)).map(|program| {
             format!(
                 "AppArmor: it lets {daemon} run no {program}: append libvirt/policy/apparmor/libvirtd of the sources to /{local}, \
                  and apparmor_parser -r /etc/apparmor.d/usr.sbin.{daemon}"
@@ -70,6 +71,12 @@ pub fn missing(root: &Path, daemon: &str, way: Way) -> Vec<String> {
         missing.extend(of_selinux(root));
     }
     missing
+}
+
+/// Whether a program, or what a link of its name leads to, is where the daemon may run everything: its own profile says so.
+fn is_of_system(program: &Path) -> bool {
+    let folder = fs::canonicalize(program).ok().and_then(|file| file.parent().map(Path::to_owned));
+    folder.is_some_and(|folder| ["/usr/bin", "/usr/sbin", "/bin", "/sbin"].map(Path::new).contains(&&*folder))
 }
 
 /// What the profiles of domains lack.
@@ -130,14 +137,31 @@ mod tests {
         let scratch = tempfile::tempdir().unwrap();
         let root = scratch.path();
         let profiles = "sys/kernel/security/apparmor/profiles";
-        assert!(missing(root, "libvirtd", Way::Emulator).is_empty());
+        assert!(missing(root, "libvirtd", Way::Emulator, None).is_empty());
         write(root, profiles, "/usr/sbin/libvirtd (complain)\nvirtqemud//qemu_bridge_helper (enforce)\n");
-        assert!(missing(root, "libvirtd", Way::Emulator).is_empty());
+        assert!(missing(root, "libvirtd", Way::Emulator, None).is_empty());
         for line in ["libvirtd (enforce)\n", "/usr/sbin/libvirtd (enforce)\n"] {
             write(root, profiles, line);
-            let count = |way| missing(root, "libvirtd", way).len();
+            let count = |way| missing(root, "libvirtd", way, None).len();
             assert_eq!([Way::Hook, Way::Door, Way::Emulator].map(count), [1, 1, 3], "{line}");
         }
+    }
+
+    #[test]
+    fn apparmor_lets_the_daemon_run_what_packages_bring() {
+        let scratch = tempfile::tempdir().unwrap();
+        let root = scratch.path();
+        write(root, "sys/kernel/security/apparmor/profiles", "libvirtd (enforce)\n");
+        let link = |to: &str| {
+            let link = root.join(to.replace('/', "-"));
+            std::os::unix::fs::symlink(to, &link).unwrap();
+            missing(root, "libvirtd", Way::Hook, Some(&link)).len()
+        };
+        let of_others = scratch.path().join("program");
+        fs::write(&of_others, "").unwrap();
+        assert_eq!((link("/usr/bin/env"), link(&of_others.to_string_lossy()), link("/nowhere")), (0, 1, 1));
+        // A domain is let run nothing but what it is told.
+        assert_eq!(missing(root, "libvirtd", Way::Emulator, Some(Path::new("/usr/bin/env"))).len(), 2);
     }
 
     #[test]
@@ -151,7 +175,7 @@ mod tests {
             write(root, "sys/kernel/security/apparmor/profiles", "libvirtd (enforce)\n");
             write(root, ABSTRACTION, abstraction);
             write(root, "etc/apparmor.d/local/usr.sbin.libvirtd", "# /usr/local/bin/vde-libvirt-hook PUx,\n");
-            let said = |way| missing(root, "libvirtd", way);
+            let said = |way| missing(root, "libvirtd", way, None);
             assert!(said(Way::Hook)[0].contains("run no vde-libvirt-hook"));
             write(root, "etc/apparmor.d/local/usr.sbin.libvirtd", &policy("libvirtd"));
             assert!(said(Way::Hook).is_empty());
@@ -173,8 +197,8 @@ mod tests {
         let scratch = tempfile::tempdir().unwrap();
         let root = scratch.path();
         write(root, "sys/fs/selinux/enforce", "1");
-        assert!(missing(root, "libvirtd", Way::Hook)[0].starts_with("SELinux: "));
+        assert!(missing(root, "libvirtd", Way::Hook, None)[0].starts_with("SELinux: "));
         write(root, "var/lib/selinux/targeted/active/modules/400/vde/cil", "");
-        assert!(missing(root, "libvirtd", Way::Hook).is_empty());
+        assert!(missing(root, "libvirtd", Way::Hook, None).is_empty());
     }
 }

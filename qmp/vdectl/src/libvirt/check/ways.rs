@@ -58,7 +58,7 @@ pub fn missing(domain: &Domain, machine: &Machine, runs: bool) -> Result<Vec<Str
         let (daemon, user) = (machine.daemon.as_ref(), machine.user());
         missing.extend(host::forbidden(emulator, user));
         missing.extend(host::program(emulator, daemon, user).err());
-        missing.extend(of_modules(machine, Way::Emulator));
+        missing.extend(machine.lacks(Way::Emulator, Some(emulator)));
     }
     let through = through_door(domain);
     if through.is_empty() {
@@ -69,7 +69,7 @@ pub fn missing(domain: &Domain, machine: &Machine, runs: bool) -> Result<Vec<Str
         None => Ok(None),
     });
     let program = program.map_err(|line| missing.push(line)).ok();
-    missing.extend(of_modules(machine, Way::Door));
+    missing.extend(machine.lacks(Way::Door, None));
     if runs {
         missing.extend(of_life(domain, &through));
         return Ok(missing);
@@ -83,12 +83,6 @@ pub fn missing(domain: &Domain, machine: &Machine, runs: bool) -> Result<Vec<Str
         missing.extend(trial.of(links, &policy));
     }
     Ok(missing)
-}
-
-/// What security modules have not been told for a way.
-fn of_modules(machine: &Machine, way: Way) -> Vec<String> {
-    let daemon = machine.daemon.as_ref();
-    daemon.map_or(Vec::new(), |daemon| modules::missing(Path::new("/"), daemon.name, way))
 }
 
 /// The NICs with which libvirt does not start a domain that AppArmor confines: what makes the profile asks for the path of a
