@@ -1,7 +1,7 @@
 //! Domains of libvirt whose NICs come through the passt door (`vde-passt`): each NIC has a back end of its own.
 //!
 //! ```text
-//!  NAME.pid                         in libvirt's directory: a domain of this name runs
+//!  NAME.xml                         in libvirt's directory: a domain of this name runs
 //!  passt/ID-SHORT-ALIAS.control     the control socket of one of its NICs; SHORT is NAME up to its 20th character
 //! ```
 //!
@@ -53,7 +53,7 @@ fn state_directory() -> Option<PathBuf> {
 
 fn entries_in(state: &Path) -> Vec<Entry> {
     let directory = state.join("passt");
-    let (running, sockets) = (names(state, ".pid"), sockets(&directory));
+    let (running, sockets) = (names(state, ".xml"), sockets(&directory));
     let mut found: BTreeMap<(&str, &str), Entry> = BTreeMap::new();
     for (stem, since) in &sockets {
         let Some((id, name, alias)) = domain_of(stem, &running) else { continue };
@@ -180,7 +180,7 @@ mod tests {
         end(listen("1-desk-net2.control"));
         symlink(at("1-desk-net0.control"), at("1-desk-net3.control")).unwrap();
         fs::write(at("1-desk-net4.control"), "").unwrap();
-        fs::write(state.path().join("desk.pid"), "1").unwrap();
+        fs::write(state.path().join("desk.xml"), "").unwrap();
 
         let found = entries_in(state.path());
         assert_eq!(found.len(), 1, "{found:?}");
