@@ -10,6 +10,7 @@ use rustix::fs::{Mode, fchmod};
 use rustix::io::Errno;
 use rustix::net::sockopt::{socket_acceptconn, socket_domain};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
 use crate::cli::Door;
 use crate::sys::Inherited;
@@ -150,8 +151,13 @@ pub fn listening(socket: OwnedFd) -> Result<Entrance, Failure> {
 
 /// Takes over a socket of a name that was given to it by whoever started us. Listening once more makes us the process that
 /// others see at its other end.
+///
+/// It may be of commands that other processes of our user shall not give, such as a QEMU that was broken out of. So they get no
+/// descriptor of ours from now on, neither by ptrace nor by pidfd_getfd.
 pub fn inherit_listener(fd: RawFd, inherited: &mut Inherited) -> Result<UnixListener, Failure> {
     let owned = inherited.take(fd).map_err(|e| failure(format!("--control-fd {fd}: {e}")))?;
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)
+        .map_err(|e| failure(format!("--control-fd {fd}: it cannot be kept from other processes: {e}")))?;
     let listens = socket_domain(owned.as_fd()) == Ok(AddressFamily::UNIX);
     match listens && rustix::net::listen(&owned, BACKLOG).is_ok() {
         true => Ok(owned.into()),

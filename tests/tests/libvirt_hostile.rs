@@ -61,6 +61,9 @@ fn a_label_gives_the_back_end_a_user_and_no_capability() {
         for line in [&*ids, "CapPrm:\t0000000000000000\nCapEff:\t0000000000000000\n", "NoNewPrivs:\t1\n"] {
             assert!(status.contains(line), "{label}: {line} is not in {status}");
         }
+        // Not even its own user's other processes, QEMU the first of them, may look into it.
+        let descriptors = libvirt.run_ok(&["stat", "-c", "%u", &format!("/proc/{pid}/fd")]).unwrap();
+        assert_eq!(descriptors.trim(), "0", "{label}");
         let socket = libvirt.run_ok(&["stat", "-c", "%u %a", "/run/vdeq/libvirt/web/0.sock"]).unwrap();
         assert_eq!(socket.trim(), format!("{uid} 600"));
         libvirt.virsh(&["destroy", "web"]).unwrap();
