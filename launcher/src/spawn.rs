@@ -34,7 +34,7 @@ use crate::version::QemuVersion;
 use memory_file::MemoryFiles;
 use program::Program;
 use registry::{Directory, LONGEST_SOCKET, MONITOR_CONFIG, Maker, Process, Record};
-use sys::HeldSignals;
+use sys::{HeldSignals, WaitableChildren};
 
 /// What `--vde-print-plan` shows in the place of the private directory.
 const STAND_IN: &str = "/run/vdeq/PID";
@@ -79,6 +79,8 @@ fn help(program: Option<OsString>) -> Result<(), Error> {
 }
 
 fn start(mut request: Request) -> Result<(), Error> {
+    let children = WaitableChildren::new()
+        .map_err(|source| Error::System { what: "cannot have children wait", source })?;
     let program = program::find(&request.program)?;
     if program.is_kvm_stand_in {
         program::prefer_kvm(&mut request.args);
@@ -105,6 +107,7 @@ fn start(mut request: Request) -> Result<(), Error> {
                 if request.wants_vde() {
                     say("no NIC of this VM is on VDE, so the options before the program have no effect");
                 }
+                drop(children);
                 become_qemu(&program, &plan.arguments, None)
             }
         };
@@ -135,6 +138,7 @@ fn start(mut request: Request) -> Result<(), Error> {
     memory_files.keep_through_exec()?;
     // Only now: who gets an error is not to look for it among remarks.
     plan.notices.iter().for_each(|notice| say(notice));
+    drop(children);
     become_qemu(&program, &plan.arguments, lifeline)
 }
 

@@ -114,6 +114,16 @@ fn c_55_exec_sets_sigpipe_back_and_leaves_other_dispositions() {
     let bits = [Signal::PIPE, Signal::USR1, Signal::USR2].map(|signal| 1 << (signal.as_raw() - 1));
     assert_eq!(field(&text, "SigIgn:") & bits.iter().sum::<u64>(), 0, "{text}");
     assert_eq!(field(&text, "SigBlk:"), 0);
+    // A caller that does not want to hear of its children: ours are waited for, and the program inherits it.
+    let ignoring = |words: &mut Command| {
+        let mut command = Command::new("env");
+        command.arg("--ignore-signal=CHLD").arg(words.get_program()).args(words.get_args());
+        command.envs(words.get_envs().filter_map(|(key, value)| Some((key, value?))));
+        stdout(&finish(&mut command))
+    };
+    assert_eq!(field(&ignoring(&mut command), "SigBlk:"), 0);
+    let text = ignoring(rig.vdeq().args(["cat", "/proc/self/status"]));
+    assert_ne!(field(&text, "SigIgn:") & 1 << (Signal::CHILD.as_raw() - 1), 0, "{text}");
     let nohup = finish(Command::new("sh").args(["-c", &line]));
     assert_eq!(field(&stdout(&nohup), "SigIgn:") & 1, 1, "SIGHUP is no longer ignored");
     assert_eq!(field(&stdout(&nohup), "SigIgn:") & (1 << 12), 0, "SIGPIPE is ignored");

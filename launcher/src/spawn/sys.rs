@@ -157,6 +157,30 @@ impl Drop for HeldSignals {
     }
 }
 
+/// Children of this process stay until they are waited for, for as long as this value lives. The caller may have us ignore
+/// them, which QEMU is to inherit as it is.
+#[derive(Debug)]
+pub struct WaitableChildren {
+    before: libc::sighandler_t,
+}
+
+impl WaitableChildren {
+    pub fn new() -> io::Result<Self> {
+        // SAFETY: the signal's number is valid, and there is no handler.
+        match unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) } {
+            libc::SIG_ERR => Err(io::Error::last_os_error()),
+            before => Ok(Self { before }),
+        }
+    }
+}
+
+impl Drop for WaitableChildren {
+    fn drop(&mut self) {
+        // SAFETY: as it was; a program begins without handlers, and we set none.
+        unsafe { libc::signal(libc::SIGCHLD, self.before) };
+    }
+}
+
 /// Whether this process ignores a signal, as `nohup` has it.
 fn is_ignored(signal: libc::c_int) -> io::Result<bool> {
     let mut action = MaybeUninit::<libc::sigaction>::uninit();
