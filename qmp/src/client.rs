@@ -71,14 +71,6 @@ pub struct Client {
 impl Client {
     /// Connects, and waits for the greeting. Each later wait has the same limit.
     pub fn connect(address: &Address, timeout: Duration) -> Result<Self, Error> {
-        match Self::connect_once(address, timeout) {
-            // QEMU may take who comes while another client goes for that one, and close the wrong connection.
-            Err(Error::Closed) => Self::connect_once(address, timeout).or(Err(Error::Closed)),
-            outcome => outcome,
-        }
-    }
-
-    fn connect_once(address: &Address, timeout: Duration) -> Result<Self, Error> {
         let socket = address.connect(timeout).map_err(|error| match error.kind() {
             io::ErrorKind::TimedOut => Error::TimedOut(timeout),
             _ => Error::Io(error),

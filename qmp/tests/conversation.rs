@@ -167,31 +167,6 @@ fn who_greets_in_another_way_is_named() {
     server.join().unwrap();
 }
 
-/// As seen in QEMU under load, once in thousands of times, when the client before went.
-#[test]
-fn who_is_cut_off_at_once_comes_again() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("qmp");
-    let listener = UnixListener::bind(&path).unwrap();
-    let server = spawn(move || {
-        for served in [false, true, false, false] {
-            let (mut stream, _) = listener.accept().unwrap();
-            writeln!(stream, "{GREETING}").unwrap();
-            let mut commands = BufReader::new(stream.try_clone().unwrap()).lines().map(Result::unwrap);
-            while let Some(command) = served.then(|| commands.next()).flatten() {
-                let command: Value = serde_json::from_str(&command).unwrap();
-                writeln!(stream, "{}", json!({ "return": {}, "id": command["id"] })).unwrap();
-            }
-        }
-    });
-    let address = Address::Unix(path);
-    Client::connect(&address, LIMIT).unwrap();
-    // Whom it happens to twice, the server does not want.
-    let error = Client::connect(&address, LIMIT).unwrap_err();
-    assert!(matches!(error, Error::Closed), "{error}");
-    server.join().unwrap();
-}
-
 /// As seen in QEMU 10.0, once in thousands of times, when the client before closed its connection right after its first command.
 #[test]
 fn capabilities_of_the_client_before_are_ours_too() {
