@@ -8,9 +8,6 @@ use std::time::{Duration, Instant};
 
 use vde_tests::places::own_program;
 
-/// How long a machine may be busy with other things.
-const PATIENCE: Duration = Duration::from_secs(60);
-
 /// A domain whose network needs nothing outside; its QEMU is a user that need not exist.
 const DOMAIN: &str = "<domain><name>web</name><uuid>0-1</uuid><memoryBacking><access mode='shared'/></memoryBacking>\
     <metadata><nics xmlns='urn:vde:libvirt:1'><nic mac='02:00:00:00:00:01' link='null://'/></nics></metadata>\
@@ -100,10 +97,9 @@ fn q_29_other_domains_lose_no_time_whatever_their_size() {
         assert!(output.status.success() && output.stdout.is_empty() && output.stderr.is_empty());
         begin.elapsed()
     };
-    // The machine is busy with other things now and then, and for a while.
-    let (begin, limit) = (Instant::now(), Duration::from_millis(20));
-    let mut times = std::iter::repeat_with(once).take_while(|_| begin.elapsed() < PATIENCE);
-    assert!(times.any(|time| time < limit), "not once within {limit:?}");
+    // The machine is busy with other things now and then.
+    let best = (0..20).map(|_| once()).min().unwrap();
+    assert!(best < Duration::from_millis(20), "{best:?}");
 }
 
 #[test]

@@ -268,10 +268,9 @@ fn q_29_other_domains_lose_no_time() {
         assert!(output.status.success() && output.stdout.is_empty() && output.stderr.is_empty());
         begin.elapsed()
     };
-    // The machine is busy with other things now and then, and for a while.
-    let (begin, limit) = (Instant::now(), Duration::from_millis(20));
-    let mut times = std::iter::repeat_with(|| once(xml.as_bytes())).take_while(|_| begin.elapsed() < LIMIT);
-    assert!(times.any(|time| time < limit), "not once within {limit:?}");
+    // The machine is busy with other things now and then.
+    let best = (0..20).map(|_| once(xml.as_bytes())).min().unwrap();
+    assert!(best < Duration::from_millis(20), "{best:?}");
     once(b"");
     once(&[0xff; 4096]);
 }

@@ -65,13 +65,6 @@ fn crumbs(count: u16) -> (Header, Vec<u8>) {
 
 #[test]
 fn peer_whose_frames_are_all_crumbs_slows_nobody() {
-    // A machine that is busy with other things makes it slow as well, for a while. Crumbs without a bound made it more than a
-    // second, each time.
-    until("the others' frames pass as usual", || usual_time_beside_crumbs() < Duration::from_millis(500));
-}
-
-/// What a frame of another peer takes meanwhile: the most of them, because one is late now and then for other reasons.
-fn usual_time_beside_crumbs() -> Duration {
     let place = Place::new();
     let owner = place.serve("hub");
     let bad = place.join_big();
@@ -111,8 +104,10 @@ fn usual_time_beside_crumbs() -> Duration {
         over.store(true, Ordering::Relaxed);
     });
     times.sort();
-    assert_eq!(times.len(), 20, "frames of another peer took {times:?}");
-    times[times.len() / 2]
+    // Most of them: who has not this machine for itself is late now and then for other reasons. Crumbs without a bound
+    // made it more than a second.
+    let usual = times[times.len() / 2];
+    assert!(times.len() == 20 && usual < Duration::from_millis(500), "frames of another peer took {times:?}");
 }
 
 #[test]
