@@ -90,7 +90,7 @@ pub struct Cli {
     pub keep_going: bool,
 
     /// Write the frames of the NIC to this file, which Wireshark reads; of several, NIC 1 has one that ends in .nic1 before
-    /// its extension
+    /// its extension. A named pipe has to have a reader within 10 s
     #[arg(long, value_name = "FILE")]
     pub capture: Option<PathBuf>,
 

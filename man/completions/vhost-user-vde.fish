@@ -10,7 +10,7 @@ complete -c vhost-user-vde -l control -d 'Listen for commands on this Unix socke
 complete -c vhost-user-vde -l control-fd -d 'Listen for commands on this inherited Unix socket' -r
 complete -c vhost-user-vde -l description -d 'Text that the networks show for our connections' -r
 complete -c vhost-user-vde -l poll-us -d 'Look for frames without a break for so many microseconds, up to a second, after the last one, before sleeping until the next; saves the wake-up of each side, takes a core per busy queue pair' -r
-complete -c vhost-user-vde -l capture -d 'Write the frames of the NIC to this file, which Wireshark reads; of several, NIC 1 has one that ends in .nic1 before its extension' -r -F
+complete -c vhost-user-vde -l capture -d 'Write the frames of the NIC to this file, which Wireshark reads; of several, NIC 1 has one that ends in .nic1 before its extension. A named pipe has to have a reader within 10 s' -r -F
 complete -c vhost-user-vde -l socket-owner -d 'Give the sockets that we make to this user' -r
 complete -c vhost-user-vde -l log-level -d 'What goes to the standard error: off, error, warn, info or debug' -r
 complete -c vhost-user-vde -l pid-file -d 'Keep our process number in this file from when all is up until the end' -r -F

@@ -39,7 +39,8 @@ removes the sockets that it made.
 .PP
 With \fB\-\-supervise\fR a child process does the work. When a signal has killed it (not one of those three), the log says so, and the next one
 serves the same NICs on the same sockets, with all that was changed by commands: after 0.1 s, and after up to 5 s if that goes on. Networks that are
-missing then are tried again and again, counters begin at 0, and \fB\-\-capture\fR goes on in the same file. A child that ends by
+missing then are tried again and again, counters begin at 0, and \fB\-\-capture\fR goes on in the same file, without the frames that were
+still to be written. A child that ends by
 itself, or dies before all is up, ends the program. \fB\-\-pid\-file\fR has the number of the parent.
 .PP
 With QEMU, \fBqueues=\fR of \fB\-netdev vhost\-user\fR must not be more than \fBqueues=\fR here: QEMU asks again without end.

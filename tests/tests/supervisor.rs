@@ -1,5 +1,6 @@
 //! Back ends that are killed while their guests run: what comes back, and that nothing stays behind.
 
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -39,6 +40,19 @@ fn has_ports(switch: &Switch, count: usize) {
     reached.unwrap_or_else(|error| panic!("{error}, but {:?}", switch.ports()));
 }
 
+/// Waits until so many of the guest's pings to a host are written down. They are a moment after they were answered, by a thread of
+/// its own; what it has not written yet dies with the worker.
+fn wait_written(capture: &Path, host: u8, count: usize) {
+    // From 10.0.0.11, and the type of an echo request.
+    let ping = [10, 0, 0, 11, 10, 0, 0, host, 8, 0];
+    let written = || {
+        let file = std::fs::read(capture)?;
+        let found = file.windows(ping.len()).filter(|bytes| *bytes == ping).count();
+        Ok((found >= count).then_some(()))
+    };
+    wait_until(&format!("{count} pings to host {host} in the capture"), LIMIT, written).unwrap();
+}
+
 /// A NIC from the start whose cable is moved, and one that is plugged in later, through two deaths.
 fn killed_twice(name: &str, qemu: Qemu) {
     let [(home, _first), (moved, _second), (late, _third)] = [1, 2, 3].map(network);
@@ -57,9 +71,11 @@ fn killed_twice(name: &str, qemu: Qemu) {
     let vm = guest.pid().to_string();
     let back_end = BackEnd::of(guest.pid()).unwrap();
     reaches(&mut guest, "eth0", 1);
+    wait_written(&file, 1, 6);
     // Nothing but the command line's so far.
     back_end.kill_worker().unwrap();
     reaches(&mut guest, "eth0", 1);
+    wait_written(&file, 1, 12);
     has_ports(&home, 2);
 
     let path = |switch: &Switch| switch.path().to_str().unwrap().to_owned();
@@ -68,13 +84,14 @@ fn killed_twice(name: &str, qemu: Qemu) {
     let new = "basename $(dirname $(grep -l 52:54:00:00:51:02 /sys/class/net/*/address))";
     let new = guest.run_ok(new, LIMIT).unwrap().trim().to_owned();
     guest.run_ok(&format!("ip address add 10.0.0.12/24 dev {new}; ip link set {new} up"), LIMIT).unwrap();
-    for _ in 0..2 {
+    for life in 1..=2 {
         // Frames are on their way when it is killed.
         let storm =
             guest.start_job("ping -A -c 100000 -I eth0 10.0.0.2 >/dev/null & sleep 1; kill $!").unwrap();
         back_end.kill_worker().unwrap();
         guest.finish_job(storm, LIMIT).unwrap();
         reaches(&mut guest, "eth0", 2);
+        wait_written(&file, 2, life * 6);
         reaches(&mut guest, &new, 3);
         [(&home, 1), (&moved, 2), (&late, 2)]
             .into_iter()
@@ -278,7 +295,7 @@ fn nothing_stays_behind() {
     assert!(list.contains("vdeq0n"), "{list}");
     machine.signal(Signal::KILL).unwrap();
     machine.wait(LIMIT).unwrap();
-    let path = std::path::PathBuf::from(format!("/proc/{worker}"));
+    let path = PathBuf::from(format!("/proc/{worker}"));
     wait_until("the worker's end", LIMIT, || Ok((!path.exists()).then_some(()))).unwrap();
     back_end.wait_gone().unwrap();
     has_ports(&switch, 0);
