@@ -32,10 +32,11 @@ impl Follow {
         Self { epoll, word, process: None, until: Some(Instant::now() + GRACE) }
     }
 
-    /// Follows whom a predecessor of ours followed, if that is still there.
+    /// Follows whom a predecessor of ours followed. If that has ended, there is nobody to wait for.
     pub fn resume(&mut self, process: Process) {
-        if process.is_alive() {
-            self.came(Some(process.pid));
+        match process.is_alive() {
+            true => self.came(Some(process.pid)),
+            false => self.until = Some(Instant::now()),
         }
     }
 
@@ -44,11 +45,13 @@ impl Follow {
         Process::of(self.process.as_ref()?.0)
     }
 
-    /// A front end of this process came.
+    /// A front end of this process came. One that has ended by now did not.
     pub fn came(&mut self, peer: Option<u32>) {
-        self.until = None;
         if self.process.is_none() {
             self.follow(peer.into_iter());
+        }
+        if self.process.is_some() || peer.is_none() {
+            self.until = None;
         }
     }
 
@@ -78,5 +81,37 @@ impl Follow {
     /// When there is nobody to wait for any more.
     pub fn until(&self) -> Option<Instant> {
         self.until
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::process::Command;
+
+    use rustix::event::epoll::{CreateFlags, create};
+
+    use super::*;
+
+    #[test]
+    fn the_dead_are_not_waited_for() {
+        let epoll = Arc::new(create(CreateFlags::CLOEXEC).unwrap());
+        let follow = || Follow::new(epoll.clone(), EventData::new_u64(1));
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let process = Process::of(child.id()).unwrap();
+        let (mut came, mut resumed) = (follow(), follow());
+        came.came(Some(process.pid));
+        resumed.resume(process);
+        assert!([came, resumed].iter().all(|follow| follow.until().is_none() && follow.process().is_some()));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let (mut came, mut resumed) = (follow(), follow());
+        came.came(Some(process.pid));
+        assert!(came.until().unwrap() > Instant::now());
+        resumed.resume(process);
+        assert!(resumed.until().unwrap() <= Instant::now());
+        // Who cannot be seen has come all the same.
+        came.came(None);
+        assert!(came.until().is_none());
     }
 }

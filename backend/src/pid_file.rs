@@ -20,21 +20,57 @@ impl PidFile {
         Self { path, text: format!("{}\n", std::process::id()) }
     }
 
-    /// Writes it, over one that a dead predecessor has left.
+    /// Writes it, over one that a dead predecessor has left. One that has our number stays as it is: who is killed over it leaves
+    /// a file that is not removed.
     pub fn write(&self) -> Result<(), Failure> {
+        if self.is_written() {
+            return Ok(());
+        }
         std::fs::write(&self.path, &self.text).map_err(|error| {
             let shown = self.path.display();
             Failure::new(Status::System, format_args!("cannot write --pid-file {shown}: {error}"))
         })
     }
+
+    fn is_written(&self) -> bool {
+        std::fs::read_to_string(&self.path).is_ok_and(|text| text == self.text)
+    }
 }
 
 impl Drop for PidFile {
     fn drop(&mut self) {
-        if std::fs::read_to_string(&self.path).is_ok_and(|text| text == self.text)
+        if self.is_written()
             && let Err(error) = std::fs::remove_file(&self.path)
         {
             log::warn!("cannot remove {}: {error}", self.path.display());
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+
+    #[test]
+    fn our_number_is_written_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pid");
+        std::fs::write(&path, "1 2 3\n").unwrap();
+        let file = PidFile::new(path.clone());
+        file.write().unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), format!("{}\n", std::process::id()));
+        std::fs::File::options()
+            .append(true)
+            .open(&path)
+            .unwrap()
+            .set_modified(SystemTime::UNIX_EPOCH)
+            .unwrap();
+        file.write().unwrap();
+        assert_eq!(path.metadata().unwrap().modified().unwrap(), SystemTime::UNIX_EPOCH);
+        drop(file);
+        assert!(!path.exists());
     }
 }

@@ -41,7 +41,7 @@ fn both_end_with_one_and_the_worker_without_its_supervisor() {
 /// Has the worker killed as often as it comes, until the next one is late.
 fn wear_out(rig: &Rig) {
     let mut last = None;
-    for _ in 0..6 {
+    for _ in 0..7 {
         let worker = wait_for("a worker", || rig.worker().filter(|worker| Some(*worker) != last));
         // It may have begun this moment.
         kill_process(worker, Signal::KILL).unwrap();
@@ -55,9 +55,9 @@ fn who_dies_at_once_each_time_does_not_spin_and_ends_with_the_machine() {
     let begin = Instant::now();
     let mut rig = Rig::start(&["--nic", "socket-path=DIR/n,link=null://"]);
     wear_out(&rig);
-    // Five successors: 0.1, 0.2, 0.4, 0.8, 1.6 seconds.
-    assert!(begin.elapsed() > Duration::from_millis(3000), "{:?}", begin.elapsed());
-    wait_for("the delay to grow", || rig.log().contains("begins in 3.2s").then_some(()));
+    // Six successors: 0.1, 0.2, 0.4, 0.8, 1.6, 3.2 seconds.
+    assert!(begin.elapsed() > Duration::from_millis(6000), "{:?}", begin.elapsed());
+    wait_for("the delay to grow", || rig.log().contains("begins in 5s").then_some(()));
     // While it waits, nobody takes connections that nobody serves, and commands wait.
     let refused = UnixStream::connect(rig.path("n")).unwrap_err();
     // The last one may have been killed when it had taken the name away, to listen itself.
@@ -65,14 +65,15 @@ fn who_dies_at_once_each_time_does_not_spin_and_ends_with_the_machine() {
     UnixStream::connect(rig.path("private/control.sock")).unwrap();
     let begin = Instant::now();
     assert_eq!(rig.cut(), Some(0));
-    assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+    assert!(begin.elapsed() < Duration::from_secs(4), "{:?}", begin.elapsed());
     assert!(!rig.path("n").exists());
 
     let mut rig = Rig::start(&["--nic", "socket-path=DIR/n,link=null://", "--pid-file", "DIR/pid"]);
     wear_out(&rig);
     assert_eq!(rig.backend.terminate(), Some(0));
     assert_eq!(rig.is_over(), Some(0));
-    assert!(!rig.path("n").exists() && !rig.path("pid").exists());
+    assert!(!rig.path("n").exists());
+    assert!(!rig.path("pid").exists());
 }
 
 #[test]
