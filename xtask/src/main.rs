@@ -10,7 +10,7 @@
 //! | `image` | builds the test guests from Debian packages (`image/`, recipe in `images/`) |
 //!
 //! Everything that is made lies under `target/`; nothing is changed on the machine but the Debian packages
-//! that `deps` names before it installs them.
+//! that `deps` names before it installs them, and how the processor is shared while the tests run (`scheduler.rs`).
 
 #![forbid(unsafe_code)]
 
@@ -22,6 +22,7 @@ mod image;
 mod interrupt;
 mod places;
 mod programs;
+mod scheduler;
 mod step;
 mod test;
 

@@ -6,7 +6,7 @@
 
 use anyhow::Result;
 
-use crate::{deps, image, interrupt, programs, step};
+use crate::{deps, image, interrupt, programs, scheduler, step};
 
 /// Options of `cargo xtask test`.
 #[derive(clap::Args, Clone)]
@@ -30,5 +30,6 @@ pub fn run(args: &Args) -> Result<()> {
         words.push("--workspace");
     }
     words.extend(args.cargo.iter().map(String::as_str));
+    let _equal = scheduler::Equal::start();
     step::timed("tests", || step::run(&mut programs::cargo(&words)))
 }
