@@ -216,5 +216,6 @@ fn a_vm_that_was_only_asked_is_not_left_behind() {
     let program = rig.script("wrapper", &script);
     let text = plan(rig.vdeq().arg("--vde-print-plan").arg(&program), &NIC);
     assert!(text.contains("id=pc.ram"), "{text}");
-    assert_eq!(rig::processes_with(&rig.text("asked")), Vec::<u32>::new());
+    // One that was asked to end does so in its time; one that was not, never.
+    rig::until("nobody is left", || rig::processes_with(&rig.text("asked")).is_empty());
 }

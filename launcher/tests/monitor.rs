@@ -157,6 +157,8 @@ fn a_vm_in_the_background_is_found_by_its_new_process() {
         assert!(output.status.success(), "{}", stderr(&output));
         let pid: u32 = std::fs::read_to_string(pidfile).expect("pidfile").trim().parse().expect("a PID");
         let daemon = Daemon::new(i32::try_from(pid).expect("a PID"));
+        // Other tests look at all VMs, and one of them may have its monitor at the moment.
+        until("its monitor to answer", || entry(&dir).is_some_and(|found| found.pid == Some(pid)));
         let found = entry(&dir).expect("an entry");
         assert_eq!((found.pid, found.record.name.as_deref()), (Some(pid), Some("bg")));
         assert_eq!(found.record.process.map(|process| process.pid), Some(started));
@@ -201,6 +203,7 @@ fn the_monitor_is_nobody_elses() {
         kill(pid);
         finish_child(child);
         gone(pid);
+        until("the port is free", || !rig.ports("sw").contains("vdeqemu"));
     }
 }
 

@@ -173,6 +173,13 @@ impl Guest {
         Ok(output.text)
     }
 
+    /// Pings with these words so many times, and wants each answer, within 5 seconds. One after the other: busybox waits for
+    /// the last of several only a second, whatever `-W` says, once it has heard one.
+    pub fn ping(&mut self, count: u32, words: &str) -> Result<()> {
+        let each = format!("for n in $(seq {count}); do ping -c 1 -W 5 {words} || exit 1; sleep 0.1; done");
+        self.run_ok(&each, Duration::from_secs(60)).map(drop)
+    }
+
     /// Starts a shell command in the background.
     pub fn start_job(&mut self, command: &str) -> Result<Job> {
         let number = self.marks;

@@ -78,10 +78,12 @@ impl Drop for Owned {
 pub fn wait_until<T>(what: &str, limit: Duration, mut done: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let deadline = Instant::now() + limit;
     loop {
+        // Its last look begins when time is up: it may have had to wait itself.
+        let is_last = Instant::now() >= deadline;
         if let Some(value) = done()? {
             return Ok(value);
         }
-        if Instant::now() >= deadline {
+        if is_last {
             bail!("{what}: not within {limit:?}");
         }
         std::thread::sleep(ASK_AGAIN);

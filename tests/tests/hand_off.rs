@@ -130,7 +130,7 @@ fn a_ping_each_millisecond_loses_nothing() {
         let said = replace(&vm, &old, &new);
         assert!(said.starts_with(&format!("{MAC}: link")) && said.contains(&new), "{said}");
         // A network that has not heard where the guest is would wait until the guest asks for something, after five seconds.
-        moved.wait_answers(100, Duration::from_secs(3)).unwrap();
+        moved.wait_answers(100, Duration::from_millis(4500)).unwrap();
     }
     let (moved, staying) = (moved.finish().unwrap(), staying.finish().unwrap());
     let lost = lost(&moved, &staying);
@@ -142,11 +142,15 @@ fn a_ping_each_millisecond_loses_nothing() {
     guest.power_off(LIMIT).unwrap();
 }
 
-/// Bytes in each half second of a transfer, as iperf3 tells them in JSON.
-fn halves(text: &str) -> Vec<f64> {
+/// Whether bytes passed in each half second of a transfer, which lasted for at least so many, as iperf3 tells in JSON. After it
+/// had to wait for the processor, it counts again at once: such an interval has no length, and proves nothing.
+fn went_on(text: &str, seconds: f64) -> bool {
     let report: Value = serde_json::from_str(text).unwrap();
     let intervals = report["intervals"].as_array().unwrap_or_else(|| panic!("{text}"));
-    intervals.iter().map(|interval| interval["sum"]["bytes"].as_f64().unwrap()).collect()
+    let number = |interval: &Value, what: &str| interval["sum"][what].as_f64().unwrap();
+    let last = intervals.last().map(|interval| number(interval, "end")).unwrap_or_default();
+    let passed = |interval| number(interval, "bytes") > 0.0 || number(interval, "seconds") < 0.25;
+    last >= seconds && intervals.iter().all(passed)
 }
 
 #[test]
@@ -156,7 +160,7 @@ fn a_tcp_transfer_goes_on_and_survives_the_old_switch() {
     let vm = guest.pid().to_string();
     let _server = networks.serve();
     for direction in ["", "-R"] {
-        let job = guest.start_job(&format!("iperf3 -J -i 0.5 -t 8 {direction} -c 10.0.0.2")).unwrap();
+        let job = guest.start_job(&format!("iperf3 -J -i 0.5 -t 16 {direction} -c 10.0.0.2")).unwrap();
         // Once it runs: nobody else sends so much.
         for number in 0..4 {
             let switch = &networks.switches[number % 2];
@@ -165,9 +169,7 @@ fn a_tcp_transfer_goes_on_and_survives_the_old_switch() {
             replace(&vm, &networks.locator(number % 2), &networks.locator((number + 1) % 2));
         }
         let output = guest.finish_job(job, LIMIT).unwrap();
-        assert_eq!(output.status, 0, "{}", output.text);
-        let halves = halves(&output.text);
-        assert!(halves.len() >= 15 && halves.iter().all(|bytes| *bytes > 0.0), "{direction}: {halves:?}");
+        assert!(output.status == 0 && went_on(&output.text, 15.5), "{direction}: {}", output.text);
     }
 
     let job = guest.start_job("iperf3 -J -i 0.5 -t 4 -c 10.0.0.2").unwrap();
@@ -181,7 +183,7 @@ fn a_tcp_transfer_goes_on_and_survives_the_old_switch() {
     replace(&vm, &networks.locator(0), &networks.locator(1));
     networks.switches[0].kill().unwrap();
     let output = guest.finish_job(job, LIMIT).unwrap();
-    assert!(output.status == 0 && halves(&output.text).iter().all(|bytes| *bytes > 0.0), "{}", output.text);
+    assert!(output.status == 0 && went_on(&output.text, 3.5), "{}", output.text);
     drop(networks.ping(MAC, GUEST).finish().unwrap());
     guest.power_off(LIMIT).unwrap();
 }

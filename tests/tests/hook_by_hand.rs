@@ -98,8 +98,9 @@ fn q_29_other_domains_lose_no_time_whatever_their_size() {
         begin.elapsed()
     };
     // The machine is busy with other things now and then.
-    let best = (0..20).map(|_| once()).min().unwrap();
-    assert!(best < Duration::from_millis(20), "{best:?}");
+    let is_quick = |time: &Duration| *time < Duration::from_millis(20);
+    let slow: Vec<_> = (0..100).map(|_| once()).take_while(|time| !is_quick(time)).collect();
+    assert!(slow.len() < 100, "{slow:?}");
 }
 
 #[test]

@@ -47,7 +47,8 @@ impl Hosts {
     /// All is as it was before an attempt to move: the guest runs on with its network, and nothing of it is away.
     fn stayed(&self, web: &mut Console) -> Result<()> {
         ensure!(self.home.virsh(&["domstate", "web"])?.trim() == "running");
-        ensure!(self.away.virsh(&["list", "--all", "--name"])?.trim().is_empty());
+        let is_empty = || Ok(self.away.virsh(&["list", "--all", "--name"])?.trim().is_empty().then_some(()));
+        wait_until("no domain to be left", LIMIT, is_empty)?;
         self.away.wait_nothing_left()?;
         self.switch.wait_ports("the host and one NIC", LIMIT, |ports| ports.len() == 2)?;
         ping(web)

@@ -22,21 +22,16 @@ fn machine(switch: &Switch, number: u8, qemu: Qemu, kernel: Kernel) -> Result<Ma
         .address(0, &format!("fd00::{number}/64")))
 }
 
-/// Pings and wants every answer.
-fn ping(guest: &mut Guest, arguments: &str) -> Result<()> {
-    let text = guest.run_ok(&format!("ping {arguments}"), PING_LIMIT)?;
-    ensure!(text.contains(" 0% packet loss"), "ping {arguments}: {text}");
-    Ok(())
-}
-
 /// Pings of all sizes, both ways, by both protocols; neighbours are found by ARP and by IPv6 neighbour discovery.
 fn pings(guests: &mut [Guest]) -> Result<()> {
     for (guest, other) in guests.iter_mut().zip([2, 1]) {
-        ping(guest, &format!("-c 10 -i 0.2 -W 5 10.0.0.{other}"))?;
-        ping(guest, &format!("-c 3 -W 5 -s 1472 10.0.0.{other}"))?;
-        ping(guest, &format!("-c 3 -W 5 -s 20000 10.0.0.{other}"))?;
-        ping(guest, &format!("-6 -c 3 -W 5 fd00::{other}"))?;
-        ping(guest, &format!("-6 -c 3 -W 5 -s 20000 fd00::{other}"))?;
+        guest.ping(10, &format!("10.0.0.{other}"))?;
+        for size in [1472, 20_000] {
+            guest.ping(3, &format!("-s {size} 10.0.0.{other}"))?;
+        }
+        for size in [56, 20_000] {
+            guest.ping(3, &format!("-6 -s {size} fd00::{other}"))?;
+        }
         let neighbours = guest.run_ok("ip neigh", PING_LIMIT)?;
         let mac = format!("52:54:00:00:00:{other:02x}");
         for address in [format!("10.0.0.{other}"), format!("fd00::{other}")] {
@@ -65,10 +60,20 @@ fn copy(guests: &mut [Guest]) -> Result<()> {
 }
 
 /// Datagrams of which next to none may be lost, at a rate far below what the guests can do: the queue of Debian's switch, some
-/// 90 frames long, then lasts for a second in which somebody does not come to run.
+/// 90 frames long, then lasts for a second in which somebody does not come to run. On a busy machine that may be longer, but not
+/// each time.
 fn datagrams(guests: &mut [Guest]) -> Result<()> {
     let [sender, receiver] = guests else { anyhow::bail!("two guests") };
     receiver.run_ok(IPERF_SERVER, PING_LIMIT)?;
+    for _ in 0..2 {
+        if few_are_lost(sender).is_ok() {
+            return Ok(());
+        }
+    }
+    few_are_lost(sender)
+}
+
+fn few_are_lost(sender: &mut Guest) -> Result<()> {
     let report = sender.run_ok("iperf3 -u -b 1M -t 3 -f m -c 10.0.0.2", PING_LIMIT)?;
     // "[  5]   0.00-3.00   sec  0.36 MBytes  1.00 Mbits/sec  0.029 ms  0/259 (0%)  receiver"
     let line = report.lines().find(|l| l.contains("receiver")).context("iperf3 has no last line")?;

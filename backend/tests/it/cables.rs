@@ -184,7 +184,8 @@ fn frames_of_a_guest_all_go_to_the_old_or_the_new_network() {
             loop {
                 // Looked at first: what was sent before is still read.
                 let last = over.load(Ordering::Relaxed);
-                match station.receive(Duration::from_millis(20)) {
+                let patience = Duration::from_millis(if last { 3000 } else { 20 });
+                match station.receive(patience) {
                     Some(frame) => heard.extend(number_of(&frame)),
                     None if last => return heard,
                     None => {}
@@ -223,7 +224,9 @@ fn frames_of_a_guest_all_go_to_the_old_or_the_new_network() {
     let all: BTreeSet<u32> = heard.iter().flatten().copied().collect();
     assert_eq!(all.len(), heard[0].len() + heard[1].len(), "none went to both");
     let lost: Vec<u32> = (0..sent).filter(|number| !all.contains(number)).collect();
-    assert!(lost.is_empty(), "{} of {sent} are lost, from {:?}", lost.len(), lost.first());
+    // A network whose reader does not come to run for a second costs what was to go there, as ever.
+    let full = nics(&mut client)[0].counters["tx_link_full"];
+    assert_eq!(lost.len() as u64, full, "of {sent} are lost, from {:?}", lost.first());
 }
 
 #[test]
@@ -247,7 +250,7 @@ fn guest_gets_what_the_old_network_still_brings_and_is_announced_on_the_new_one(
             on_a.send(&frame(0));
             let (_, len) = driver.rx().used();
             assert_eq!(len as usize, 12 + frame(0).len());
-            match on_b.receive(Duration::from_millis(1)) {
+            match on_b.receive(Duration::from_millis(20)) {
                 Some(announced) => break announced,
                 None => unheard = Instant::now(),
             }

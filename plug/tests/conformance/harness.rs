@@ -26,7 +26,7 @@ pub const NOBODY: u32 = 65534;
 
 /// Options with a wait short enough for tests that run into it.
 pub fn impatient() -> OpenOptions {
-    OpenOptions { timeout: Duration::from_millis(400), ..OpenOptions::default() }
+    OpenOptions { timeout: Duration::from_millis(1500), ..OpenOptions::default() }
 }
 
 /// Opens a link that has to open.

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use vdeplug::{OpenErrorKind, VdeLocator};
 
-use crate::harness::{RealSwitch, impatient, in_child, names, need_root, open, open_dir};
+use crate::harness::{RealSwitch, impatient, in_child, names, need_root, open, open_dir, until};
 
 #[test]
 fn c_18_all_forms_open() {
@@ -76,8 +76,11 @@ fn c_20_c_21_empty_locator_means_the_default() {
             let (first, second) = (home.join(".vdeplug/default"), home.join(".vde2/default.switch"));
             let (a, b) = (RealSwitch::start(), RealSwitch::start());
             let plugs = |locator| {
-                let _link = open(locator);
-                (a.plugs(), b.plugs())
+                let link = open(locator);
+                let found = (a.plugs(), b.plugs());
+                drop(link);
+                until("the plug is out", || a.plugs() + b.plugs() == 0);
+                found
             };
             let error = vdeplug::open("", &impatient()).expect_err("nothing there");
             assert!(error.to_string().contains("/var/run/vde.ctl or /tmp/vde.ctl"), "{error}");

@@ -398,7 +398,8 @@ fn a_hundred_nodes_leave_nothing() {
                 std::thread::spawn(move || drop(owner)).join().expect("no panic");
                 assert!(!place.dir().exists());
             }
-            assert_eq!((descriptors(), threads()), before);
+            // A thread that has ended is seen for a moment.
+            until("nothing is left", || (descriptors(), threads()) == before);
         },
     );
 }
@@ -495,18 +496,25 @@ fn stats_of_peers_that_left_are_gone() {
 
 #[test]
 fn stolen_path_is_not_removed() {
-    let place = Place::new();
-    let owner = place.serve("multi");
-    fs::remove_file(place.ctl()).expect("remove");
-    let thief = UnixListener::bind(place.ctl()).expect("bind");
-    drop(owner);
-    assert!(place.ctl().exists(), "what is another's stays");
-    drop(thief);
-    let moved = place.home.path().join("moved");
-    let owner = place.serve("multi");
-    fs::rename(place.dir(), &moved).expect("rename");
-    fs::create_dir(place.dir()).expect("mkdir");
-    drop(owner);
-    assert!(place.dir().exists() && names(&moved).is_empty());
-    assert_eq!(fs::metadata(Path::new(&moved)).expect("there").permissions().mode() & 0o777, 0o700);
+    // Alone: what is closed here may stay open for a moment in a child of another test.
+    in_child(
+        "node_faults::stolen_path_is_not_removed",
+        |command| command,
+        || {
+            let place = Place::new();
+            let owner = place.serve("multi");
+            fs::remove_file(place.ctl()).expect("remove");
+            let thief = UnixListener::bind(place.ctl()).expect("bind");
+            drop(owner);
+            assert!(place.ctl().exists(), "what is another's stays");
+            drop(thief);
+            let moved = place.home.path().join("moved");
+            let owner = place.serve("multi");
+            fs::rename(place.dir(), &moved).expect("rename");
+            fs::create_dir(place.dir()).expect("mkdir");
+            drop(owner);
+            assert!(place.dir().exists() && names(&moved).is_empty());
+            assert_eq!(fs::metadata(Path::new(&moved)).expect("there").permissions().mode() & 0o777, 0o700);
+        },
+    );
 }

@@ -190,12 +190,12 @@ fn switch_forgets_in_time_and_takes_the_options() {
     let owner = open(place.at("switch", "[hashsize=3/hashseed=7/expiretime=1]"));
     let (a, b, c) = (place.join(), place.join(), place.join());
     let to_a = crate::node_peers::unicast(1, 2, 60);
+    let start = Instant::now();
     send_all(&*a, 1, 1);
     for link in [&owner, &b, &c] {
         until("the broadcast comes", || !drain(&**link).is_empty());
     }
     // Until the switch has forgotten the first station, only that hears what is for it.
-    let start = Instant::now();
     let mut heard = 0;
     until("the switch forgets", || {
         crate::harness::send(&*b, &to_a);

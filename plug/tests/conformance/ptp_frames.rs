@@ -14,7 +14,7 @@ use rustix::net::{
 use tempfile::TempDir;
 use vdeplug::{Link, OpenOptions, RxBuf, RxFrame, TxBuf, TxFrame};
 
-use crate::harness::{VdePlug, broadcast, names, open, open_dir, readable, receive, send, until};
+use crate::harness::{VdePlug, broadcast, in_child, names, open, open_dir, readable, receive, send, until};
 use crate::node_frames::{big_frame, check_segments, receive_with_header, send_big};
 use crate::ptp::{drain, pass, tend};
 
@@ -101,27 +101,34 @@ fn big_frames_pass_whole_if_both_ends_take_them() {
 
 #[test]
 fn big_frames_pass_whole_or_not_as_the_other_end_changes() {
-    for form in FORMS {
-        for survivor_first in [true, false] {
-            let place = Place::new(form);
-            let (mut other, survivor);
-            if survivor_first {
-                survivor = place.join(true, None);
-                other = place.join(true, Some(&*survivor));
-            } else {
-                other = place.join(true, None);
-                survivor = place.join(true, Some(&*other));
-            }
-            for big in [true, false, false, true, true, false, true] {
-                drop(other);
-                other = place.join(big, Some(&*survivor));
-                match big {
-                    true => whole_both_ways(&*survivor, &*other),
-                    false => segments_both_ways(&*survivor, &*other),
+    // Alone: what is closed here may stay open for a moment in a child of another test.
+    in_child(
+        "ptp_frames::big_frames_pass_whole_or_not_as_the_other_end_changes",
+        |command| command,
+        || {
+            for form in FORMS {
+                for survivor_first in [true, false] {
+                    let place = Place::new(form);
+                    let (mut other, survivor);
+                    if survivor_first {
+                        survivor = place.join(true, None);
+                        other = place.join(true, Some(&*survivor));
+                    } else {
+                        other = place.join(true, None);
+                        survivor = place.join(true, Some(&*other));
+                    }
+                    for big in [true, false, false, true, true, false, true] {
+                        drop(other);
+                        other = place.join(big, Some(&*survivor));
+                        match big {
+                            true => whole_both_ways(&*survivor, &*other),
+                            false => segments_both_ways(&*survivor, &*other),
+                        }
+                    }
                 }
             }
-        }
-    }
+        },
+    );
 }
 
 /// An end of a program that knows nothing of big frames.
@@ -195,70 +202,87 @@ fn old_notices_nothing(ours: &dyn Link, old: &Old) {
 
 #[test]
 fn big_frames_are_unknown_to_old_programs_in_the_datagram_form() {
-    for ours_first in [true, false] {
-        let place = Place::new("datagram");
-        let (path, second) = (place.path(), place.home.path().join("p+"));
-        // Ours holds the first name or the second.
-        let (own, first) =
-            if ours_first { (second.clone(), None) } else { (path.clone(), Some(open(place.locator()))) };
-        let ours = place.join(true, first.as_deref());
-        drop(first);
-        tend(&*ours);
-        let other = if ours_first { path } else { second };
-        for killed in [false, true, false] {
-            let old = Old::datagram(&own, &other);
-            old.send(&broadcast(9, 60));
-            until("the old one is there", || {
+    // Alone: what is closed here may stay open for a moment in a child of another test.
+    in_child(
+        "ptp_frames::big_frames_are_unknown_to_old_programs_in_the_datagram_form",
+        |command| command,
+        || {
+            for ours_first in [true, false] {
+                let place = Place::new("datagram");
+                let (path, second) = (place.path(), place.home.path().join("p+"));
+                // Ours holds the first name or the second.
+                let (own, first) = if ours_first {
+                    (second.clone(), None)
+                } else {
+                    (path.clone(), Some(open(place.locator())))
+                };
+                let ours = place.join(true, first.as_deref());
+                drop(first);
                 tend(&*ours);
-                readable(ours.data_fd())
-            });
-            assert_eq!(receive(&*ours), broadcast(9, 60));
-            old_notices_nothing(&*ours, &old);
-            old.end(killed);
-            // One of ours, in between.
-            let new = place.join(true, Some(&*ours));
-            whole_both_ways(&*ours, &*new);
-            drop(new);
-            tend(&*ours);
-        }
-    }
+                let other = if ours_first { path } else { second };
+                for killed in [false, true, false] {
+                    let old = Old::datagram(&own, &other);
+                    old.send(&broadcast(9, 60));
+                    until("the old one is there", || {
+                        tend(&*ours);
+                        readable(ours.data_fd())
+                    });
+                    assert_eq!(receive(&*ours), broadcast(9, 60));
+                    old_notices_nothing(&*ours, &old);
+                    old.end(killed);
+                    // One of ours, in between.
+                    let new = place.join(true, Some(&*ours));
+                    whole_both_ways(&*ours, &*new);
+                    drop(new);
+                    tend(&*ours);
+                }
+            }
+        },
+    );
 }
 
 #[test]
 fn big_frames_are_unknown_to_old_programs_in_the_seqpacket_form() {
-    let place = Place::new("seqpacket");
-    let ours = place.join(true, None);
-    for _ in 0..3 {
-        let old = Old::caller(&place, &*ours);
-        old_notices_nothing(&*ours, &old);
-        drop(old);
-        tend(&*ours);
-        drain(&*ours);
-        let new = place.join(true, Some(&*ours));
-        whole_both_ways(&*ours, &*new);
-    }
-    drop(ours);
-    // The old one listens.
-    let listener = Old::socket(SocketType::SEQPACKET);
-    bind(&listener, &SocketAddrUnix::new(place.path()).expect("short")).expect("bind");
-    listen(&listener, 1).expect("listen");
-    let opening = std::thread::spawn({
-        let locator = place.locator();
-        move || {
-            let options = OpenOptions { offloads: true, ..OpenOptions::default() };
-            vdeplug::open(&locator, &options).expect("an end")
-        }
-    });
-    assert!(readable(&listener), "nobody connects");
-    let old = Old { socket: accept(&listener).expect("accept"), name: None };
-    old.send(&[0]);
-    let ours = opening.join().expect("an end");
-    old_notices_nothing(&*ours, &old);
-    fs::remove_file(place.path()).expect("its name");
-    drop((listener, old));
-    tend(&*ours);
-    let new = place.join(true, Some(&*ours));
-    whole_both_ways(&*ours, &*new);
+    // Alone: what is closed here may stay open for a moment in a child of another test.
+    in_child(
+        "ptp_frames::big_frames_are_unknown_to_old_programs_in_the_seqpacket_form",
+        |command| command,
+        || {
+            let place = Place::new("seqpacket");
+            let ours = place.join(true, None);
+            for _ in 0..3 {
+                let old = Old::caller(&place, &*ours);
+                old_notices_nothing(&*ours, &old);
+                drop(old);
+                tend(&*ours);
+                drain(&*ours);
+                let new = place.join(true, Some(&*ours));
+                whole_both_ways(&*ours, &*new);
+            }
+            drop(ours);
+            // The old one listens.
+            let listener = Old::socket(SocketType::SEQPACKET);
+            bind(&listener, &SocketAddrUnix::new(place.path()).expect("short")).expect("bind");
+            listen(&listener, 1).expect("listen");
+            let opening = std::thread::spawn({
+                let locator = place.locator();
+                move || {
+                    let options = OpenOptions { offloads: true, ..OpenOptions::default() };
+                    vdeplug::open(&locator, &options).expect("an end")
+                }
+            });
+            assert!(readable(&listener), "nobody connects");
+            let old = Old { socket: accept(&listener).expect("accept"), name: None };
+            old.send(&[0]);
+            let ours = opening.join().expect("an end");
+            old_notices_nothing(&*ours, &old);
+            fs::remove_file(place.path()).expect("its name");
+            drop((listener, old));
+            tend(&*ours);
+            let new = place.join(true, Some(&*ours));
+            whole_both_ways(&*ours, &*new);
+        },
+    );
 }
 
 #[test]

@@ -7,7 +7,7 @@ use rustix::net::sockopt::set_socket_send_buffer_size;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use vdeplug::{LinkError, OpenErrorKind, RxBuf, RxFrame, Sent, TxBuf, TxFrame};
 
-use crate::harness::{VdePlug, broadcast, impatient, open, readable, receive, send, until};
+use crate::harness::{VdePlug, broadcast, impatient, in_child, open, readable, receive, send, until};
 
 /// Two ports that were free just now.
 fn ports(host: &str) -> (u16, u16) {
@@ -19,62 +19,84 @@ fn ports(host: &str) -> (u16, u16) {
 
 #[test]
 fn two_of_ours() {
-    for (written, host) in [("127.0.0.1", "127.0.0.1"), ("[::1]", "::1"), ("localhost", "localhost")] {
-        let (p, q) = ports(host);
-        let a = open(format!("udp://{written}:{p}->{written}:{q}"));
-        let b = open(format!("udp://{written}:{q}->{written}:{p}"));
-        for len in [14, 60, 1514, 9234] {
-            send(&*a, &broadcast(1, len));
-            assert_eq!(receive(&*b), broadcast(1, len));
-            send(&*b, &broadcast(2, len));
-            assert_eq!(receive(&*a), broadcast(2, len));
-        }
-    }
+    // Alone: what is closed here may stay open for a moment in a child of another test.
+    in_child(
+        "udp::two_of_ours",
+        |command| command,
+        || {
+            for (written, host) in [("127.0.0.1", "127.0.0.1"), ("[::1]", "::1"), ("localhost", "localhost")]
+            {
+                let (p, q) = ports(host);
+                let a = open(format!("udp://{written}:{p}->{written}:{q}"));
+                let b = open(format!("udp://{written}:{q}->{written}:{p}"));
+                for len in [14, 60, 1514, 9234] {
+                    send(&*a, &broadcast(1, len));
+                    assert_eq!(receive(&*b), broadcast(1, len));
+                    send(&*b, &broadcast(2, len));
+                    assert_eq!(receive(&*a), broadcast(2, len));
+                }
+            }
+        },
+    );
 }
 
 #[test]
 fn vde_plug_at_the_other_end() {
-    let (p, q) = ports("127.0.0.1");
-    let ours = open(format!("udp://{p}->127.0.0.1:{q}"));
-    let mut plug = VdePlug::start(&format!("udp://{q}->127.0.0.1:{p}"));
-    plug.send(&broadcast(1, 1514));
-    assert_eq!(receive(&*ours), broadcast(1, 1514));
-    send(&*ours, &broadcast(2, 9000));
-    assert_eq!(plug.receive(), broadcast(2, 9000));
-    plug.kill();
+    // Alone: what is closed here may stay open for a moment in a child of another test.
+    in_child(
+        "udp::vde_plug_at_the_other_end",
+        |command| command,
+        || {
+            let (p, q) = ports("127.0.0.1");
+            let ours = open(format!("udp://{p}->127.0.0.1:{q}"));
+            let mut plug = VdePlug::start(&format!("udp://{q}->127.0.0.1:{p}"));
+            plug.send(&broadcast(1, 1514));
+            assert_eq!(receive(&*ours), broadcast(1, 1514));
+            send(&*ours, &broadcast(2, 9000));
+            assert_eq!(plug.receive(), broadcast(2, 9000));
+            plug.kill();
+        },
+    );
 }
 
 #[test]
 fn nobody_at_the_other_end_is_no_end() {
-    let (p, q) = ports("127.0.0.1");
-    let ours = open(format!("udp://127.0.0.1:{p}->127.0.0.1:{q}"));
-    let frame = broadcast(1, 60);
-    let pieces = [TxBuf::new(&frame)];
-    for _ in 0..20 {
-        // A refusal in the middle of a batch may split it.
-        let mut left = 70;
-        for _ in 0..=70 {
-            left -= ours.send(&[TxFrame::new(&pieces); 70][..left]).expect("no end").taken;
-        }
-        assert_eq!(left, 0);
-        assert!(readable(ours.data_fd()), "the refusal shows");
-        let mut room = [0; 100];
-        let bufs = [RxBuf::new(&mut room)];
-        assert_eq!(ours.recv(&mut [RxFrame::new(&bufs)]).expect("no end"), 0);
-    }
-    let peer = UdpSocket::bind(("127.0.0.1", q)).expect("bind");
-    peer.connect(("127.0.0.1", p)).expect("connect");
-    peer.set_nonblocking(true).expect("non-blocking");
-    let mut room = [0; 100];
-    until("a frame arrives", || {
-        ours.send(&[TxFrame::new(&pieces)]).expect("no end");
-        peer.recv(&mut room).is_ok_and(|got| room[..got] == frame)
-    });
-    // Another's datagram is not taken, so the peer's comes first.
-    let other = UdpSocket::bind(("127.0.0.1", 0)).expect("bind");
-    other.send_to(&broadcast(9, 60), ("127.0.0.1", p)).expect("send");
-    peer.send(&broadcast(2, 60)).expect("send");
-    assert_eq!(receive(&*ours), broadcast(2, 60));
+    // Alone: what is closed here may stay open for a moment in a child of another test.
+    in_child(
+        "udp::nobody_at_the_other_end_is_no_end",
+        |command| command,
+        || {
+            let (p, q) = ports("127.0.0.1");
+            let ours = open(format!("udp://127.0.0.1:{p}->127.0.0.1:{q}"));
+            let frame = broadcast(1, 60);
+            let pieces = [TxBuf::new(&frame)];
+            for _ in 0..20 {
+                // A refusal in the middle of a batch may split it.
+                let mut left = 70;
+                for _ in 0..=70 {
+                    left -= ours.send(&[TxFrame::new(&pieces); 70][..left]).expect("no end").taken;
+                }
+                assert_eq!(left, 0);
+                assert!(readable(ours.data_fd()), "the refusal shows");
+                let mut room = [0; 100];
+                let bufs = [RxBuf::new(&mut room)];
+                assert_eq!(ours.recv(&mut [RxFrame::new(&bufs)]).expect("no end"), 0);
+            }
+            let peer = UdpSocket::bind(("127.0.0.1", q)).expect("bind");
+            peer.connect(("127.0.0.1", p)).expect("connect");
+            peer.set_nonblocking(true).expect("non-blocking");
+            let mut room = [0; 100];
+            until("a frame arrives", || {
+                ours.send(&[TxFrame::new(&pieces)]).expect("no end");
+                peer.recv(&mut room).is_ok_and(|got| room[..got] == frame)
+            });
+            // Another's datagram is not taken, so the peer's comes first.
+            let other = UdpSocket::bind(("127.0.0.1", 0)).expect("bind");
+            other.send_to(&broadcast(9, 60), ("127.0.0.1", p)).expect("send");
+            peer.send(&broadcast(2, 60)).expect("send");
+            assert_eq!(receive(&*ours), broadcast(2, 60));
+        },
+    );
 }
 
 #[test]

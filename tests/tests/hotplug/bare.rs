@@ -62,6 +62,13 @@ impl Bare {
         Client::connect(&Address::Unix(self.socket.clone()), LIMIT).unwrap()
     }
 
+    /// Resets the machine, and waits until it is: QEMU has told of all that left with that, and nobody else has to hear of it.
+    pub fn reset(&self) {
+        let mut monitor = self.monitor();
+        monitor.execute("system_reset", serde_json::json!({})).unwrap();
+        assert!(monitor.wait_for_event(LIMIT, |event| event.name == "RESET").unwrap().is_some());
+    }
+
     /// What QEMU has now.
     pub fn state(&self) -> State {
         State::of(&mut self.monitor())

@@ -219,7 +219,7 @@ fn two_at_once_take_turns() {
     for nic in ["vde0", "vde1", "net0"] {
         assert_eq!(bare.vdectl("detach", &[nic, "--wait", "0"]).status, 4);
     }
-    bare.monitor().execute("system_reset", serde_json::json!({})).unwrap();
+    bare.reset();
     for nic in ["vde0", "vde1", "net0"] {
         done(bare.vdectl("detach", &[nic]));
     }
@@ -274,11 +274,11 @@ fn a_back_end_that_died_is_replaced() {
     attach();
     let (_, new) = back_end(&vm).unwrap();
     assert!(new != directory && !directory.exists());
-    bare.monitor().execute("system_reset", serde_json::json!({})).unwrap();
+    bare.reset();
     for nic in ["vde0", "vde1"] {
         assert_eq!(vdectl::run(&["detach", &vm, nic, "--wait", "0"]).unwrap().status, 4);
     }
-    bare.monitor().execute("system_reset", serde_json::json!({})).unwrap();
+    bare.reset();
     for nic in ["vde0", "vde1"] {
         let line = done(vdectl::run(&["detach", &vm, nic]).unwrap());
         assert_eq!(line, format!("{nic} had left the VM already; the rest of it is removed\n"));
@@ -302,7 +302,7 @@ fn workers_are_killed(qemu: Qemu) {
     for nic in ["vde0", "vde1", "vde2"] {
         assert_eq!(bare.vdectl("detach", &[nic, "--wait", "0"]).status, 4);
     }
-    bare.monitor().execute("system_reset", serde_json::json!({})).unwrap();
+    bare.reset();
     for nic in ["vde0", "vde1", "vde2"] {
         bare.proxy.fail(When::Named("netdev_del"), How::Unserved);
         done(bare.vdectl("detach", &[nic]));

@@ -143,6 +143,7 @@ fn q_24_a_paused_guest_keeps_its_nic_until_reset() {
         let mut monitor = rig.monitor();
         monitor.execute("set-action", serde_json::json!({ "reboot": "reset" })).unwrap();
         monitor.execute("system_reset", serde_json::json!({})).unwrap();
+        assert!(monitor.wait_for_event(LIMIT, |event| event.name == "RESET").unwrap().is_some());
         drop(monitor);
         wait_until("the end of the device", LIMIT, || {
             Ok((!rig.state().devices.contains("slow")).then_some(()))

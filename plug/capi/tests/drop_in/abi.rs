@@ -97,6 +97,6 @@ fn locator_of_bytes_that_are_no_text_opens() {
     let program = Program::compile("calls", Ours, &[]);
     for library in BOTH {
         succeed(program.on(library).arg("open").arg(&name));
+        until("the ports are free", || switch.plugs() == 0);
     }
-    until("the ports are free", || switch.plugs() == 0);
 }

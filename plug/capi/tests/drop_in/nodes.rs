@@ -32,7 +32,9 @@ impl Site {
     fn wait(&self) {
         let name = format!(" {}/ctl", path(&self.path));
         until("the network is served", || {
-            let sockets = std::fs::read_to_string("/proc/net/unix").expect("the kernel's list");
+            // Names of others need not be text.
+            let sockets = std::fs::read("/proc/net/unix").expect("the kernel's list");
+            let sockets = String::from_utf8_lossy(&sockets);
             // The fourth word is the flags, of which this one says that connections are accepted.
             let mut lines = sockets.lines().filter(|line| line.ends_with(&name));
             lines.any(|line| line.split_whitespace().nth(3) == Some("00010000"))

@@ -61,16 +61,17 @@ fn vde_plug_plugs_into_a_command() {
 fn vde_plug_ends_as_on_the_original() {
     for library in BOTH {
         let switch = RealSwitch::start();
-        let [mut closed, told] = pair(&switch, [library; 2]);
+        let [mut closed, mut told] = pair(&switch, [library; 2]);
+        // The switch shows a port before its client knows; who has a frame is through.
+        closed.send(&broadcast(1, 60));
+        told.receive(&broadcast(1, 60));
         closed.close();
         assert_eq!(closed.running.wait().code(), Some(0), "{library:?}: end of the standard input");
         until("its port is free", || switch.plugs() == 1);
-        let mut told = told;
         told.running.signal(Signal::TERM);
         assert_eq!(told.running.wait().code(), Some(0), "{library:?}: SIGTERM");
         until("its port is free", || switch.plugs() == 0);
         let [mut sender, mut orphan] = pair(&switch, [library; 2]);
-        // The switch shows a port before its client knows; who has a frame is through.
         sender.send(&broadcast(1, 60));
         orphan.receive(&broadcast(1, 60));
         let mut switch = switch;

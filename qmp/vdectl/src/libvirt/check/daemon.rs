@@ -82,8 +82,9 @@ mod tests {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         fs::write(scratch.path().join("sleep.pid"), format!("{}\n", child.id())).unwrap();
         fs::write(scratch.path().join("other.pid"), format!("{}\n", child.id())).unwrap();
-        let comm = format!("/proc/{}/comm", child.id());
-        while fs::read_to_string(&comm).unwrap().trim() != "sleep" {
+        // First it has our environment, then none, then its own.
+        let [comm, environ] = ["comm", "environ"].map(|name| format!("/proc/{}/{name}", child.id()));
+        while fs::read_to_string(&comm).unwrap().trim() != "sleep" || fs::read(&environ).unwrap().is_empty() {
             std::thread::yield_now();
         }
         let daemon = Daemon::read(scratch.path(), "sleep").unwrap();
