@@ -241,14 +241,18 @@ fn remove(
 ) -> Result<Removal, Failure> {
     let failed =
         |error: Error| Failure::new(format!("{nic} cannot be taken out of the VM: {}", sentence(&error)));
-    match monitor.device_del(nic.handle()) {
-        Err(error) if error.is_not_found() => return Ok(Removal::Done),
-        // Asked before.
-        Err(Error::Command { desc, .. }) if desc.contains("in the process of unplug") => {}
-        asked => asked.map_err(failed)?,
-    }
-    let (begin, mut told) = (Instant::now(), Instant::now());
+    let (begin, mut told, mut is_asked) = (Instant::now(), Instant::now(), false);
     loop {
+        if !is_asked {
+            is_asked = match monitor.device_del(nic.handle()) {
+                Err(error) if error.is_not_found() => return Ok(Removal::Done),
+                // Asked before.
+                Err(Error::Command { desc, .. }) if desc.contains("in the process of unplug") => true,
+                // Its slot has it plugged in or taken out at the moment.
+                Err(Error::Command { desc, .. }) if desc.contains("power indicator blinking") => false,
+                asked => asked.map(|()| true).map_err(failed)?,
+            };
+        }
         let left = limit.saturating_sub(begin.elapsed());
         // The event of its back part has a path of its own, and comes first. Those without an id have no other name.
         let event = monitor.wait_for_event(left.min(LOOK), |event| {
