@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use registry::Process;
 use rustix::event::epoll::{self, EventData, EventFlags};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, pidfd_open, test_kill_process};
 
 /// How long nobody needs to come, unless a client of the control socket is there.
 const GRACE: Duration = Duration::from_secs(60);
@@ -50,7 +51,9 @@ impl Follow {
         if self.process.is_none() {
             self.follow(peer.into_iter());
         }
-        if self.process.is_some() || peer.is_none() {
+        // Unlike /proc, this says of everybody's processes whether they are there.
+        let is_gone = |pid| test_kill_process(pid) == Err(Errno::SRCH);
+        if self.process.is_some() || !peer.and_then(as_pid).is_some_and(is_gone) {
             self.until = None;
         }
     }
@@ -65,8 +68,7 @@ impl Follow {
 
     fn follow(&mut self, peers: impl Iterator<Item = u32>) {
         for peer in peers {
-            let pid = i32::try_from(peer).ok().and_then(Pid::from_raw);
-            let watched = pid.ok_or(rustix::io::Errno::SRCH).and_then(|pid| {
+            let watched = as_pid(peer).ok_or(Errno::SRCH).and_then(|pid| {
                 let process = pidfd_open(pid, PidfdFlags::empty())?;
                 epoll::add(&self.epoll, &process, self.word, EventFlags::IN)?;
                 Ok(process)
@@ -82,6 +84,10 @@ impl Follow {
     pub fn until(&self) -> Option<Instant> {
         self.until
     }
+}
+
+fn as_pid(number: u32) -> Option<Pid> {
+    i32::try_from(number).ok().and_then(Pid::from_raw)
 }
 
 #[cfg(test)]
