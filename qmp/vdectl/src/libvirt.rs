@@ -47,7 +47,10 @@ pub fn run(args: &Libvirt) -> Result<(), Failure> {
     match &args.command {
         Domains::Attach(args) => attach::run(&virsh()?, args),
         Domains::Detach(args) => detach::run(&virsh()?, args),
-        Domains::Xml(args) => xml(args),
+        Domains::Xml(xml_args) => {
+            args.connect.as_deref().map_or(Ok(()), virsh::is_reachable)?;
+            xml(xml_args)
+        }
         Domains::Check { domain } => check::run(&virsh()?, domain),
     }
 }

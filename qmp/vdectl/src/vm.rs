@@ -213,7 +213,7 @@ fn missing(word: &str, is_pid: bool, others: &[Entry]) -> String {
     };
     let names: Vec<String> = others.iter().take(NAMED_MAX).map(name).collect();
     match others.len().saturating_sub(names.len()) {
-        _ if names.is_empty() => text.push_str("; none runs that vdeq has started"),
+        _ if names.is_empty() => text.push_str("; none runs that vdeq has started as this user"),
         0 => text.push_str(&format!("; running: {}", names.join(", "))),
         more => text.push_str(&format!("; running: {} and {more} more", names.join(", "))),
     }
@@ -277,7 +277,10 @@ mod tests {
         assert_eq!(sentence("b", entries()), "there is no VM 'b'; running: a, twin, twin, 1, 77, 6");
         let text = sentence("99", entries());
         assert!(text.contains("is process 99; name it by its QMP socket"), "{text}");
-        assert_eq!(sentence("b", Vec::new()), "there is no VM 'b'; none runs that vdeq has started");
+        assert_eq!(
+            sentence("b", Vec::new()),
+            "there is no VM 'b'; none runs that vdeq has started as this user"
+        );
         let many = (0..20).map(|pid| entry(None, Some(pid))).collect();
         assert!(sentence("b", many).ends_with("10, 11 and 8 more"));
     }

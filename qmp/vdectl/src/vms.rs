@@ -51,7 +51,7 @@ pub fn run(args: &Vms) -> Result<(), Failure> {
 
 /// What is said in place of a table. Domains of libvirt that nothing serves are not known to have a network of ours.
 fn none(domains: &[String]) -> String {
-    let none = "no VM runs here that vdeq has started or that vdectl has given a NIC";
+    let none = "no VM runs here that vdeq has started, or that vdectl has given a NIC, as this user";
     let hint = match domains {
         [] => String::new(),
         [domain] => format!("; for libvirt's domain '{domain}' see: vdectl libvirt check {domain}"),
@@ -135,7 +135,7 @@ mod tests {
             let domains: Vec<String> = domains.iter().map(|domain| (*domain).to_owned()).collect();
             none(&domains)
         };
-        assert!(said(&[]).ends_with("has given a NIC\n"));
+        assert!(said(&[]).ends_with("has given a NIC, as this user\n"));
         assert!(said(&["web"]).ends_with("vdectl libvirt check web\n"));
         assert!(said(&["web", "db"]).ends_with("vdectl libvirt check DOMAIN\n"));
     }

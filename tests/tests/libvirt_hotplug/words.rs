@@ -100,6 +100,11 @@ fn q_30_xml_of_a_user_warns_of_the_system() {
     assert_eq!(said("vde:///run/vde/lab"), "");
     let warning = said("cmd://id");
     assert!(warning.contains("qemu:///session only") && warning.contains("'allow cmd://'"), "{warning}");
+    // The system's sockets are elsewhere.
+    let of_system = ["vdectl", "libvirt", "--connect", "qemu:///system", "xml", "/run/vde/lab"];
+    let output = libvirt.run(&libvirt.as_user(&of_system)).unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(1) && said.contains("run vdectl as root"), "{said}");
 }
 
 #[test]

@@ -75,9 +75,11 @@ fn choose(mut bridges: Vec<Bridge>) -> Result<String, Failure> {
         count => format!("all {count} pcie-root-ports of the VM are in use"),
     };
     let next = bridges.iter().map(|bridge| bridge.chassis).max().unwrap_or(0) + 1;
+    let is_free = |id: &String| bridges.iter().all(|bridge| bridge.bus.name != *id);
+    let id = (0..).map(|number| format!("vdeport{number}")).find(is_free).unwrap_or_default();
     Err(Failure::new(format!(
         "there is no place for the NIC: {state}; start QEMU with -device \
-        pcie-root-port,id=vdeport0,chassis={next},slot={next}, one for each NIC to come"
+        pcie-root-port,id={id},chassis={next},slot={next}, one for each NIC to come"
     )))
 }
 
@@ -169,6 +171,8 @@ mod tests {
         let none = chosen(vec![used(), fixed(), bridge("c", false, 31, 8, true)]).unwrap_err();
         assert!(none.contains("the only pcie-root-port of the VM is in use"), "{none}");
         assert!(none.contains("pcie-root-port,id=vdeport0,chassis=5,slot=5"), "{none}");
+        let none = chosen(vec![bridge("vdeport0", true, 1, 16, true)]).unwrap_err();
+        assert!(none.contains("pcie-root-port,id=vdeport1,chassis=5,slot=5"), "{none}");
         assert!(chosen(vec![]).unwrap_err().contains("has no pcie-root-port with an id"));
     }
 }

@@ -209,7 +209,7 @@ impl Virsh {
 }
 
 /// Fails for a libvirt that is not on this machine, or not ours.
-fn is_reachable(uri: &str) -> Result<(), Failure> {
+pub fn is_reachable(uri: &str) -> Result<(), Failure> {
     if !uri.starts_with("qemu:///") {
         return Err(Failure::new(format!(
             "{uri} is no libvirt of this machine; name one with --connect qemu:///system or qemu:///session"
