@@ -76,7 +76,8 @@ fn q_21_native_hot_plug_takes_its_time() {
     assert_eq!(quick.status, 4);
     assert!(quick.complaint.contains("has not let go of vde0 within 1 s"), "{}", quick.complaint);
     // Asked again, while the first request is under way: QEMU says so for five seconds, and then that the slot is busy.
-    wait_until("the slot to be busy", LIMIT, || match rig.monitor().device_del("vde0") {
+    let mut monitor = rig.monitor();
+    wait_until("the slot to be busy", LIMIT, || match monitor.device_del("vde0") {
         Err(Error::Command { desc, .. }) if desc.contains("in the process of unplug") => Ok(None),
         Err(Error::Command { desc, .. }) if desc.contains("blinking") => Ok(Some(())),
         // On a machine that was too busy itself to see it.
@@ -84,6 +85,7 @@ fn q_21_native_hot_plug_takes_its_time() {
         other => anyhow::bail!("{other:?}"),
     })
     .unwrap();
+    drop(monitor);
     done(rig.detach(&["vde0"]));
     rig.no_interface("52:54:00:00:21:03");
     rig.no_back_end();
