@@ -20,8 +20,8 @@ impl PidFile {
         Self { path, text: format!("{}\n", std::process::id()) }
     }
 
-    /// Writes it, over one that a dead predecessor has left. One that has our number stays as it is: who is killed over it leaves
-    /// a file that is not removed.
+    /// Writes it, over one that a dead predecessor has left. One that has our number stays as it is: a worker that is
+    /// killed half-way through writing leaves an empty file, which nobody takes for ours and removes.
     pub fn write(&self) -> Result<(), Failure> {
         if self.is_written() {
             return Ok(());

@@ -224,9 +224,7 @@ fn frames_of_a_guest_all_go_to_the_old_or_the_new_network() {
     let all: BTreeSet<u32> = heard.iter().flatten().copied().collect();
     assert_eq!(all.len(), heard[0].len() + heard[1].len(), "none went to both");
     let lost: Vec<u32> = (0..sent).filter(|number| !all.contains(number)).collect();
-    // A network whose reader does not come to run for a second costs what was to go there, as ever.
-    let full = nics(&mut client)[0].counters["tx_link_full"];
-    assert_eq!(lost.len() as u64, full, "of {sent} are lost, from {:?}", lost.first());
+    assert!(lost.is_empty(), "{} of {sent} are lost, from {:?}", lost.len(), lost.first());
 }
 
 #[test]
